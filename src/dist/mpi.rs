@@ -1,0 +1,322 @@
+//! MPI on one thread, never blocking inside the library: operations are posted, then tested until
+//! they are done (MPI 4.0, sections 3.7 and 6.12).
+//!
+//! The raw interface of rsmpi is used, because its safe one ties every request to a scope. All
+//! buffers that a request may still touch are owned by this file's types or borrowed until
+//! `wait` returns; an error ends the job, so nothing is freed under a request.
+
+use crate::error::{Error, Result};
+use mpi::ffi;
+use std::ffi::{c_char, c_int, c_void};
+use std::time::Duration;
+
+/// Longest single message; longer ones go in pieces, because MPI counts are 32-bit.
+const PIECE: usize = 1 << 30;
+
+/// The ranks of this job.
+pub struct Mpi {
+    comm: ffi::MPI_Comm,
+    pub(super) rank: usize,
+    pub(super) size: usize,
+}
+
+/// Posted operations on buffers that the caller keeps borrowed until [`Mpi::wait`].
+#[derive(Default)]
+pub(super) struct Requests(Vec<ffi::MPI_Request>);
+
+/// A posted all-gather of pieces whose lengths every rank knows.
+pub struct PendingGather {
+    requests: Requests,
+    _sent: Box<[u8]>,
+    received: Box<[u8]>,
+    _counts: Box<[c_int]>,
+    _starts: Box<[c_int]>,
+}
+
+/// A posted maximum of two integers over all ranks.
+pub struct PendingMax {
+    requests: Requests,
+    _sent: Box<[i64; 2]>,
+    received: Box<[i64; 2]>,
+}
+
+fn check(what: &str, code: c_int) -> Result<()> {
+    if code == ffi::MPI_SUCCESS as c_int {
+        return Ok(());
+    }
+    let mut text = [0 as c_char; 1024];
+    let mut length: c_int = 0;
+    // SAFETY: the buffer is longer than any MPI error string (MPI_MAX_ERROR_STRING is 256..512).
+    let text = unsafe {
+        ffi::MPI_Error_string(code, text.as_mut_ptr(), &mut length);
+        std::ffi::CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned()
+    };
+    Err(Error::launch(format!("{what} failed: {text}"))
+        .hint("a rank or a network link is gone; start the job again, it resumes by itself"))
+}
+
+fn counted(bytes: usize) -> Result<c_int> {
+    c_int::try_from(bytes).map_err(|_| Error::bug(format!("a message of {bytes} bytes")))
+}
+
+impl Mpi {
+    /// The communicator of all ranks. MPI must be initialised, and this stays on its thread.
+    pub(super) fn world() -> Result<Mpi> {
+        let (mut rank, mut size) = (0, 0);
+        // SAFETY: MPI is initialised; the outputs are valid for writing.
+        unsafe {
+            let comm = ffi::RSMPI_COMM_WORLD;
+            check("MPI_Comm_set_errhandler", {
+                ffi::MPI_Comm_set_errhandler(comm, ffi::RSMPI_ERRORS_RETURN)
+            })?;
+            check("MPI_Comm_rank", ffi::MPI_Comm_rank(comm, &mut rank))?;
+            check("MPI_Comm_size", ffi::MPI_Comm_size(comm, &mut size))?;
+            Ok(Mpi { comm, rank: rank as usize, size: size as usize })
+        }
+    }
+
+    /// This process's (rank, number) among the ranks that share its memory, that is, its node.
+    pub(super) fn node_rank(&self) -> Result<(usize, usize)> {
+        let (mut rank, mut size) = (0, 0);
+        // SAFETY: all outputs are valid for writing; the new communicator is freed.
+        unsafe {
+            let mut node = ffi::RSMPI_COMM_NULL;
+            check("MPI_Comm_split_type", {
+                ffi::MPI_Comm_split_type(
+                    self.comm,
+                    ffi::RSMPI_COMM_TYPE_SHARED,
+                    self.rank as c_int,
+                    ffi::RSMPI_INFO_NULL,
+                    &mut node,
+                )
+            })?;
+            check("MPI_Comm_rank", ffi::MPI_Comm_rank(node, &mut rank))?;
+            check("MPI_Comm_size", ffi::MPI_Comm_size(node, &mut size))?;
+            check("MPI_Comm_free", ffi::MPI_Comm_free(&mut node))?;
+        }
+        Ok((rank as usize, size as usize))
+    }
+
+    /// Ends every process of the job.
+    pub(super) fn abort(code: i32) -> ! {
+        // SAFETY: MPI is initialised; the call does not come back.
+        unsafe {
+            ffi::MPI_Abort(ffi::RSMPI_COMM_WORLD, code);
+        }
+        std::process::exit(code)
+    }
+
+    /// Posts the sending of `data`, which must not change until the wait.
+    pub(super) fn send(&self, data: &[f32], to: usize, requests: &mut Requests) -> Result<()> {
+        for piece in data.chunks(PIECE / 4) {
+            let mut request = std::mem::MaybeUninit::uninit();
+            // SAFETY: the caller keeps `data` alive and unchanged until wait() on `requests`.
+            check("MPI_Isend", unsafe {
+                ffi::MPI_Isend(
+                    piece.as_ptr().cast::<c_void>(),
+                    counted(piece.len())?,
+                    ffi::RSMPI_FLOAT,
+                    to as c_int,
+                    0,
+                    self.comm,
+                    request.as_mut_ptr(),
+                )
+            })?;
+            // SAFETY: MPI_Isend succeeded and has set the request.
+            requests.0.push(unsafe { request.assume_init() });
+        }
+        Ok(())
+    }
+
+    /// Posts the receiving of `data`, which must not be touched until the wait.
+    pub(super) fn receive(
+        &self,
+        data: &mut [f32],
+        from: usize,
+        requests: &mut Requests,
+    ) -> Result<()> {
+        for piece in data.chunks_mut(PIECE / 4) {
+            let mut request = std::mem::MaybeUninit::uninit();
+            // SAFETY: the caller keeps `data` alive and untouched until wait() on `requests`.
+            check("MPI_Irecv", unsafe {
+                ffi::MPI_Irecv(
+                    piece.as_mut_ptr().cast::<c_void>(),
+                    counted(piece.len())?,
+                    ffi::RSMPI_FLOAT,
+                    from as c_int,
+                    0,
+                    self.comm,
+                    request.as_mut_ptr(),
+                )
+            })?;
+            // SAFETY: MPI_Irecv succeeded and has set the request.
+            requests.0.push(unsafe { request.assume_init() });
+        }
+        Ok(())
+    }
+
+    /// Whether all posted operations are done; lets MPI make progress.
+    fn test(&self, requests: &mut Requests) -> Result<bool> {
+        let mut done: c_int = 0;
+        // SAFETY: the requests are live; completed ones become null requests.
+        check("MPI_Testall", unsafe {
+            ffi::MPI_Testall(
+                counted(requests.0.len())?,
+                requests.0.as_mut_ptr(),
+                &mut done,
+                ffi::RSMPI_STATUSES_IGNORE,
+            )
+        })?;
+        Ok(done != 0)
+    }
+
+    /// Tests until all posted operations are done: first eagerly, then with short sleeps, so that
+    /// ranks that share cores let each other work.
+    pub(super) fn wait(&self, mut requests: Requests) -> Result<()> {
+        let mut tries = 0u32;
+        while !self.test(&mut requests)? {
+            tries = tries.saturating_add(1);
+            match tries {
+                0..200 => std::hint::spin_loop(),
+                200..2000 => std::thread::yield_now(),
+                _ => std::thread::sleep(Duration::from_micros(100)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until every rank has come here.
+    pub(super) fn barrier(&self) -> Result<()> {
+        let mut request = std::mem::MaybeUninit::uninit();
+        // SAFETY: the request is set on success.
+        let request = unsafe {
+            check("MPI_Ibarrier", ffi::MPI_Ibarrier(self.comm, request.as_mut_ptr()))?;
+            request.assume_init()
+        };
+        self.wait(Requests(vec![request]))
+    }
+
+    /// Rank 0's bytes for everyone. Every rank gives a buffer of the same length.
+    pub(super) fn broadcast_bytes(&self, bytes: &mut [u8]) -> Result<()> {
+        for piece in bytes.chunks_mut(PIECE) {
+            let mut request = std::mem::MaybeUninit::uninit();
+            // SAFETY: `piece` stays borrowed until the wait below.
+            let request = unsafe {
+                check("MPI_Ibcast", {
+                    ffi::MPI_Ibcast(
+                        piece.as_mut_ptr().cast::<c_void>(),
+                        counted(piece.len())?,
+                        ffi::RSMPI_UINT8_T,
+                        0,
+                        self.comm,
+                        request.as_mut_ptr(),
+                    )
+                })?;
+                request.assume_init()
+            };
+            self.wait(Requests(vec![request]))?;
+        }
+        Ok(())
+    }
+
+    /// Posts an all-gather; `lengths` are the bytes each rank gives, the same on every rank.
+    pub(super) fn post_gather(&self, own: Vec<u8>, lengths: &[usize]) -> Result<PendingGather> {
+        assert_eq!(own.len(), lengths[self.rank], "every rank knows every length");
+        let mut counts = Vec::with_capacity(lengths.len());
+        let mut starts = Vec::with_capacity(lengths.len());
+        let mut end = 0usize;
+        for length in lengths {
+            counts.push(counted(*length)?);
+            starts.push(counted(end)?);
+            end += length;
+        }
+        let (counts, starts) = (counts.into_boxed_slice(), starts.into_boxed_slice());
+        let sent = own.into_boxed_slice();
+        let mut received = vec![0u8; end].into_boxed_slice();
+        let mut request = std::mem::MaybeUninit::uninit();
+        // SAFETY: all buffers are boxed and live in the pending gather until it is waited for.
+        let request = unsafe {
+            check("MPI_Iallgatherv", {
+                ffi::MPI_Iallgatherv(
+                    sent.as_ptr().cast::<c_void>(),
+                    counts[self.rank],
+                    ffi::RSMPI_UINT8_T,
+                    received.as_mut_ptr().cast::<c_void>(),
+                    counts.as_ptr(),
+                    starts.as_ptr(),
+                    ffi::RSMPI_UINT8_T,
+                    self.comm,
+                    request.as_mut_ptr(),
+                )
+            })?;
+            request.assume_init()
+        };
+        Ok(PendingGather {
+            requests: Requests(vec![request]),
+            _sent: sent,
+            received,
+            _counts: counts,
+            _starts: starts,
+        })
+    }
+
+    /// All ranks' bytes, one after another.
+    pub(super) fn finish_gather(&self, pending: PendingGather) -> Result<Box<[u8]>> {
+        let PendingGather { requests, received, _sent, _counts, _starts } = pending;
+        self.wait(requests)?;
+        Ok(received)
+    }
+
+    /// Posts the element-wise maximum over all ranks.
+    pub(super) fn post_max(&self, own: [i64; 2]) -> Result<PendingMax> {
+        let sent = Box::new(own);
+        let mut received = Box::new([0i64; 2]);
+        let mut request = std::mem::MaybeUninit::uninit();
+        // SAFETY: both buffers are boxed and live in the pending maximum until it is done.
+        let request = unsafe {
+            check("MPI_Iallreduce", {
+                ffi::MPI_Iallreduce(
+                    sent.as_ptr().cast::<c_void>(),
+                    received.as_mut_ptr().cast::<c_void>(),
+                    2,
+                    ffi::RSMPI_INT64_T,
+                    ffi::RSMPI_MAX,
+                    self.comm,
+                    request.as_mut_ptr(),
+                )
+            })?;
+            request.assume_init()
+        };
+        Ok(PendingMax { requests: Requests(vec![request]), _sent: sent, received })
+    }
+
+    /// The maximum, if it is there already.
+    pub(super) fn test_max(&self, pending: &mut PendingMax) -> Result<Option<[i64; 2]>> {
+        Ok(self.test(&mut pending.requests)?.then_some(*pending.received))
+    }
+
+    /// The sum over all ranks in whatever order the library likes (`reduce: fast`).
+    pub(super) fn all_reduce_fast(&self, data: &mut [f32]) -> Result<()> {
+        let sent = data.to_vec();
+        let mut requests = Requests::default();
+        for (from, piece) in sent.chunks(PIECE / 4).zip(data.chunks_mut(PIECE / 4)) {
+            let mut request = std::mem::MaybeUninit::uninit();
+            // SAFETY: both buffers stay borrowed until the wait below.
+            unsafe {
+                check("MPI_Iallreduce", {
+                    ffi::MPI_Iallreduce(
+                        from.as_ptr().cast::<c_void>(),
+                        piece.as_mut_ptr().cast::<c_void>(),
+                        counted(piece.len())?,
+                        ffi::RSMPI_FLOAT,
+                        ffi::RSMPI_SUM,
+                        self.comm,
+                        request.as_mut_ptr(),
+                    )
+                })?;
+                requests.0.push(request.assume_init());
+            }
+        }
+        self.wait(requests)
+    }
+}

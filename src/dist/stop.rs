@@ -1,0 +1,45 @@
+//! The stop flag: SIGTERM, SIGINT and SIGUSR1 set it and do nothing else.
+//!
+//! A second Ctrl-C within five seconds ends the process at once with exit code 130.
+
+use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
+
+static SIGNAL: AtomicI32 = AtomicI32::new(0);
+static LAST_INTERRUPT: AtomicI64 = AtomicI64::new(0);
+
+extern "C" fn on_signal(signal: libc::c_int) {
+    SIGNAL.store(signal, Ordering::SeqCst);
+    if signal == libc::SIGINT {
+        // SAFETY: time and _exit may be called from a signal handler.
+        unsafe {
+            let now = libc::time(std::ptr::null_mut());
+            let last = LAST_INTERRUPT.swap(now, Ordering::SeqCst);
+            if last != 0 && now - last <= 5 {
+                libc::_exit(130);
+            }
+        }
+    }
+}
+
+/// Installs the handler. Called once, before anything that takes long.
+pub fn install() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGUSR1] {
+        // SAFETY: the handler only stores to atomics and calls functions that are safe in one.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_signal as extern "C" fn(libc::c_int) as usize;
+            action.sa_flags = libc::SA_RESTART;
+            libc::sigaction(signal, &action, std::ptr::null_mut());
+        }
+    }
+}
+
+/// The signal that asked this process to stop, if one did.
+pub fn requested() -> Option<&'static str> {
+    match SIGNAL.load(Ordering::SeqCst) {
+        0 => None,
+        libc::SIGTERM => Some("SIGTERM"),
+        libc::SIGINT => Some("SIGINT"),
+        _ => Some("SIGUSR1"),
+    }
+}

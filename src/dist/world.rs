@@ -1,0 +1,118 @@
+//! Starting and ending the job.
+//!
+//! `MPI_Finalize` is reached on success alone: a rank that went there while others sit in a
+//! collective would hang the job for ever. Every failure ends in `MPI_Abort`, which ends all ranks.
+
+use super::mpi::Mpi;
+use super::{Comm, phase};
+use crate::error::{Error, Result};
+use crate::files::host_name;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// Whether MPI can be asked to end the job, and who we are in messages.
+static MPI_IS_UP: AtomicBool = AtomicBool::new(false);
+static RANK: AtomicUsize = AtomicUsize::new(0);
+static SIZE: AtomicUsize = AtomicUsize::new(1);
+
+/// The ranks of this job and this process among them.
+pub struct World {
+    /// What ranks do together.
+    pub comm: Comm,
+    /// This process's number on its node.
+    pub local_rank: usize,
+    /// Number of ranks on this node.
+    pub local_size: usize,
+    // Dropped last, on success alone: it finalises MPI.
+    universe: Option<mpi::environment::Universe>,
+}
+
+impl World {
+    /// Joins the job. `expected` is the (rank, size) that the launcher's environment promises, if
+    /// it promises any; None where there is no launcher, and then there is no MPI either.
+    pub fn start(expected: Option<(usize, usize)>) -> Result<World> {
+        let Some((rank, size)) = expected else {
+            return Ok(World { comm: Comm::Solo, local_rank: 0, local_size: 1, universe: None });
+        };
+        phase::enter("starting MPI");
+        let (universe, _) = mpi::initialize_with_threading(mpi::Threading::Funneled)
+            .ok_or_else(|| Error::bug("MPI was initialised twice"))?;
+        MPI_IS_UP.store(true, Ordering::SeqCst);
+        let mpi = Mpi::world()?;
+        RANK.store(mpi.rank, Ordering::SeqCst);
+        SIZE.store(mpi.size, Ordering::SeqCst);
+        if (mpi.rank, mpi.size) != (rank, size) {
+            return Err(Error::launch(format!(
+                "the launcher says rank {rank} of {size}, MPI says rank {} of {}",
+                mpi.rank, mpi.size
+            ))
+            .hint(
+                "the launcher and this program's MPI are of different kinds: use the mpirun of \
+                 the MPI that jobs/setup.sh found, or `srun --mpi=pmix` (Open MPI), \
+                 `srun --mpi=pmi2` (MPICH)",
+            ));
+        }
+        let (local_rank, local_size) = mpi.node_rank()?;
+        Ok(World { comm: Comm::Mpi(mpi), local_rank, local_size, universe: Some(universe) })
+    }
+
+    /// This process's number.
+    pub fn rank(&self) -> usize {
+        self.comm.rank()
+    }
+
+    /// The number of processes.
+    pub fn size(&self) -> usize {
+        self.comm.size()
+    }
+
+    /// Leaves the job when all ranks have come here.
+    pub fn finish(mut self) -> Result<()> {
+        phase::enter("leaving MPI");
+        self.comm.barrier()?;
+        MPI_IS_UP.store(false, Ordering::SeqCst);
+        drop(self.universe.take());
+        Ok(())
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // Reached with the universe only when an error or a panic unwinds; see above.
+        if let Some(universe) = self.universe.take() {
+            std::mem::forget(universe);
+        }
+    }
+}
+
+/// Ends every process of the job with this exit code.
+pub fn abort(code: i32) -> ! {
+    if MPI_IS_UP.load(Ordering::SeqCst) {
+        Mpi::abort(code);
+    }
+    std::process::exit(code)
+}
+
+/// Prints an error with who and where, and ends the job with its exit code.
+pub fn fail(error: &Error) -> ! {
+    eprintln!("{}", report("error", &error.to_string()));
+    abort(error.code())
+}
+
+fn report(kind: &str, what: &str) -> String {
+    let (rank, size) = (RANK.load(Ordering::SeqCst), SIZE.load(Ordering::SeqCst));
+    let phase = phase::current();
+    let phase = if phase.is_empty() { String::new() } else { format!(" while {phase}") };
+    if size == 1 {
+        return format!("{kind}{phase}: {what}");
+    }
+    format!("{kind} on rank {rank} of {size}, host {}{phase}: {what}", host_name())
+}
+
+/// Makes every panic, on any thread, end the whole job with exit code 70.
+pub fn on_panic() {
+    std::panic::set_hook(Box::new(|info| {
+        eprintln!("{}", report("bug", &info.to_string()));
+        eprintln!("  this is a mistake of the program; please report it with the lines above");
+        abort(70)
+    }));
+}

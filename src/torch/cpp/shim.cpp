@@ -1,0 +1,149 @@
+// What tch lacks and training needs: gradients as views, hooks, the fused optimiser step, the norm,
+// deterministic mode, autocast's dtype. See shim.h for the conventions.
+
+#include "shim.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/version.h>
+
+#include "kernels.h"
+
+namespace trainer {
+
+const Kernels &kernels() {
+#if defined(__x86_64__)
+  static const Kernels *const table = [] {
+    const std::string level = at::get_cpu_capability();
+    if (level.rfind("AVX512", 0) == 0) return kernels_avx512();
+    if (level.rfind("AVX2", 0) == 0) return kernels_avx2();
+    return kernels_generic();
+  }();
+#else
+  static const Kernels *const table = kernels_generic();
+#endif
+  return *table;
+}
+
+namespace {
+
+// Calls back into Rust when a parameter's gradient is complete for this backward pass.
+struct ReadyHook : torch::autograd::PostAccumulateGradHook {
+  void (*callback)(void *, int64_t);
+  void *context;
+  int64_t index;
+  ReadyHook(void (*f)(void *, int64_t), void *c, int64_t i) : callback(f), context(c), index(i) {}
+  void operator()(const torch::autograd::Variable &) override { callback(context, index); }
+};
+
+constexpr int64_t kNormBlock = 4096;
+
+}  // namespace
+}  // namespace trainer
+
+using at::Tensor;
+
+extern "C" {
+
+void trainer_free(char *message) { std::free(message); }
+
+const char *trainer_kernels_name() { return trainer::kernels().name; }
+
+const char *trainer_torch_version() { return TORCH_VERSION; }
+
+// Makes `view` the gradient of `parameter`; backward then adds into it in place.
+char *trainer_set_grad(Tensor *parameter, Tensor *view) {
+  TRAINER_TRY(parameter->mutable_grad() = *view)
+}
+
+// callback(context, index) whenever the gradient of `parameter` has been accumulated. The context
+// must outlive the parameter, or trainer_clear_hooks be called first.
+char *trainer_on_grad_ready(Tensor *parameter, void (*callback)(void *, int64_t), void *context,
+                            int64_t index) {
+  TRAINER_TRY(torch::autograd::impl::set_post_acc_grad_hooks(
+      *parameter, std::make_unique<trainer::ReadyHook>(callback, context, index)))
+}
+
+// One AdamW step (Loshchilov and Hutter, 2019) over a flat segment, in place. The gradient is
+// divided by `grad_divisor` first. `step` counts from 1.
+char *trainer_adamw(Tensor *parameter, Tensor *gradient, Tensor *exp_avg, Tensor *exp_avg_sq,
+                    double step, double lr, double beta1, double beta2, double weight_decay,
+                    double eps, double grad_divisor) {
+  TRAINER_TRY({
+    at::NoGradGuard guard;
+    const auto options = parameter->options().dtype(at::kFloat);
+    std::optional<Tensor> divisor;
+    if (grad_divisor != 1.0) divisor = at::full({}, grad_divisor, options);
+    at::_fused_adamw_({*parameter}, {*gradient}, {*exp_avg}, {*exp_avg_sq}, {},
+                      {at::full({}, step, options)}, lr, beta1, beta2, weight_decay, eps,
+                      /*amsgrad=*/false, /*maximize=*/false, divisor, {});
+  })
+}
+
+// Sum of squares in float64: blocks of 4096 elements, folded in order, so that neither threads nor
+// their number change a bit. Non-finite elements make it non-finite.
+char *trainer_sum_of_squares(Tensor *flat, double *result) {
+  TRAINER_TRY({
+    if (!flat->device().is_cpu()) {
+      *result = flat->to(at::kDouble).square().sum().item<double>();
+      return nullptr;
+    }
+    TORCH_CHECK(flat->is_contiguous() && flat->scalar_type() == at::kFloat, "flat float32 wanted");
+    const float *x = flat->const_data_ptr<float>();
+    const int64_t n = flat->numel(), blocks = (n + trainer::kNormBlock - 1) / trainer::kNormBlock;
+    std::vector<double> partial(blocks);
+    at::parallel_for(0, blocks, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; b++) {
+        const int64_t from = b * trainer::kNormBlock;
+        const int64_t to = std::min(n, from + trainer::kNormBlock);
+        double lanes[8] = {};
+        int64_t i = from;
+        for (; i + 8 <= to; i += 8)
+          for (int l = 0; l < 8; l++) lanes[l] += double(x[i + l]) * double(x[i + l]);
+        for (; i < to; i++) lanes[i % 8] += double(x[i]) * double(x[i]);
+        for (int l = 1; l < 8; l++) lanes[0] += lanes[l];
+        partial[b] = lanes[0];
+      }
+    });
+    double sum = 0;
+    for (double p : partial) sum += p;
+    *result = sum;
+  })
+}
+
+// Only kernels whose result does not depend on scheduling; an operation without one throws.
+char *trainer_set_deterministic(bool on) {
+  TRAINER_TRY({
+    at::globalContext().setDeterministicAlgorithms(on, /*warn_only=*/false);
+    at::globalContext().setDeterministicFillUninitializedMemory(false);
+  })
+}
+
+// Turns autocast on or off for a device type ("cpu", "cuda"); kind 0: off, 1: bfloat16, 2: float16.
+char *trainer_set_autocast(bool cuda, int kind) {
+  TRAINER_TRY({
+    const auto device = cuda ? at::kCUDA : at::kCPU;
+    at::autocast::set_autocast_enabled(device, kind != 0);
+    if (kind == 0) {
+      at::autocast::clear_cache();
+    } else {
+      at::autocast::set_autocast_dtype(device, kind == 1 ? at::kBFloat16 : at::kHalf);
+    }
+  })
+}
+
+// How many threads at::parallel_for really uses for a large range.
+int64_t trainer_parallel_width() {
+  std::atomic<uint64_t> seen{0};
+  const int64_t n = at::get_num_threads();
+  at::parallel_for(0, n, 1, [&](int64_t, int64_t) { seen |= 1ull << (at::get_thread_num() % 64); });
+  return __builtin_popcountll(seen.load());
+}
+
+}  // extern "C"

@@ -1,0 +1,34 @@
+//! What tch lacks: the C++ shim and its kernels, declared and flat parameters, strict safetensors,
+//! deterministic mode.
+//!
+//! - `shim`: safe Rust over the C functions of `cpp/`
+//! - `params`: parameters in declaration order, their initial values, loading by name
+//! - `flat`: trainable parameters and gradients as one buffer each
+//! - `weights`: reading and writing safetensors, strictly
+
+mod flat;
+mod params;
+mod shim;
+mod weights;
+
+pub use flat::{ALIGN, Flat, Slot, slice_of};
+pub use params::{Init, LoadReport, Params, Path};
+pub use shim::{
+    AdamwStep, Autocast, ScanInput, adamw, bias_gelu, causal_conv, cpu_capability, keep_freed_memory, kernels_name,
+    packed_attention, parallel_width, permute_rows, selective_scan, set_autocast, set_deterministic, set_grad,
+    sum_of_squares, torch_version,
+};
+pub use weights::{Entry, WeightFile, content_hash, refuse_pickle, write_safetensors};
+
+use crate::error::Error;
+
+/// A failure inside libtorch. Out of memory is the machine's (exit code 4); the rest are bugs.
+pub fn torch_error(what: &str, message: impl std::fmt::Display) -> Error {
+    let message = message.to_string();
+    let first = message.lines().next().unwrap_or_default().to_string();
+    if message.contains("out of memory") || message.contains("can't allocate memory") {
+        return Error::launch(format!("out of memory in {what}: {first}"))
+            .hint("lower training.max_tokens_per_batch or training.per_device_train_batch_size");
+    }
+    Error::bug(format!("libtorch failed in {what}: {first}"))
+}

@@ -1,0 +1,3 @@
+//! The training loop and what it is made of.
+
+pub mod adamw;
