@@ -23,15 +23,9 @@ pub fn is_temporary(name: &str) -> bool {
 
 /// This machine's name, with anything odd replaced, fit for a file name.
 pub fn host_name() -> String {
-    let mut buffer = [0u8; 256];
-    // SAFETY: the buffer is as long as we say, and gethostname writes at most that much.
-    let ok = unsafe { libc::gethostname(buffer.as_mut_ptr().cast(), buffer.len() - 1) } == 0;
-    let name = buffer.split(|b| *b == 0).next().unwrap_or_default();
-    let name: String = String::from_utf8_lossy(name)
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '.' { c } else { '_' })
-        .collect();
-    if ok && !name.is_empty() { name } else { "localhost".to_string() }
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    name.chars().map(|c| if fits(c) { c } else { '_' }).collect()
 }
 
 /// Makes a renamed or removed name durable.
@@ -151,12 +145,8 @@ pub fn free_bytes(path: &Path) -> Option<u64> {
             _ => Path::new("."),
         };
     }
-    let name = std::ffi::CString::new(existing.as_os_str().as_encoded_bytes()).ok()?;
-    // SAFETY: an all-zero statvfs is valid, the name ends in NUL, and the struct outlives the call.
-    unsafe {
-        let mut stat: libc::statvfs = std::mem::zeroed();
-        (libc::statvfs(name.as_ptr(), &mut stat) == 0).then(|| stat.f_bavail * stat.f_frsize)
-    }
+    let stat = rustix::fs::statvfs(existing).ok()?;
+    Some(stat.f_bavail * stat.f_frsize)
 }
 
 #[cfg(test)]

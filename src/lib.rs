@@ -1,7 +1,9 @@
 //! `trainer`: an MPI-style HPC batch launcher and trainer. One line a room; the README has the map,
 //! and `tests/layers.rs` holds who may import whom.
 
+pub mod cache;
 pub mod config;
+pub mod data;
 pub mod dist;
 pub mod error;
 pub mod files;

@@ -292,6 +292,25 @@ pub enum Dtype {
     Float32,
 }
 
+impl Dtype {
+    /// Bytes of one number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Dtype::Float16 | Dtype::Bfloat16 => 2,
+            Dtype::Float32 => 4,
+        }
+    }
+
+    /// The name in configurations, manifests and attributes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::Float16 => "float16",
+            Dtype::Bfloat16 => "bfloat16",
+            Dtype::Float32 => "float32",
+        }
+    }
+}
+
 /// What is stored of a sequence's embeddings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -301,6 +320,16 @@ pub enum Pooling {
     None,
     /// Their mean.
     Mean,
+}
+
+impl Pooling {
+    /// The name in configurations, manifests and attributes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pooling::None => "none",
+            Pooling::Mean => "mean",
+        }
+    }
 }
 
 /// What happens to a sequence longer than ESM takes.

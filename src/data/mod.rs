@@ -1,0 +1,34 @@
+//! From the user's files to lists of samples: readers, tokens, splits and batch plans.
+//!
+//! The way through the room, each step knowing only the ones before it:
+//!
+//! * [`fasta`] and [`table`] (with [`labels`]) read records and keep file and line of each;
+//! * [`esm_alphabet`] and [`ptm_vocab`] turn their text into token ids, crop, and cut windows;
+//! * [`split`] says which sample is for training, validation and test;
+//! * [`plan`] puts samples of known lengths into micro-batches and steps, and [`plan_embed`] puts
+//!   sequences into batches and shards. Both are pure functions and know no number of ranks.
+
+pub mod esm_alphabet;
+pub mod fasta;
+pub mod labels;
+pub mod plan;
+pub mod plan_embed;
+pub mod ptm_vocab;
+pub mod split;
+pub mod table;
+
+use crate::error::Error;
+use std::io;
+use std::path::Path;
+
+/// A file of the user's that opened but could not be read to its end, be it for a broken gzip.
+fn read_failed(path: &Path, err: &io::Error) -> Error {
+    match err.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => {
+            Error::data(format!("the compressed file is cut short or damaged ({err})"))
+                .at(path.display())
+                .hint("`gzip -t` tests it; copy or download it again")
+        }
+        _ => Error::read(path, err),
+    }
+}
