@@ -81,8 +81,10 @@ impl Error {
     /// A file of the user's that could not be read (exit code 3).
     pub fn read(path: &Path, err: &std::io::Error) -> Self {
         let hint = match err.kind() {
-            std::io::ErrorKind::NotFound => "check the path; relative paths start where the \
-                                             command was given",
+            std::io::ErrorKind::NotFound => {
+                "check the path; relative paths start where the \
+                                             command was given"
+            }
             std::io::ErrorKind::PermissionDenied => "the file is there but you may not read it",
             _ => "see whether the file is whole and its file system is up",
         };

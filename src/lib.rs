@@ -5,6 +5,7 @@ pub mod cache;
 pub mod config;
 pub mod data;
 pub mod dist;
+pub mod embed;
 pub mod error;
 pub mod files;
 pub mod metrics;

@@ -65,7 +65,12 @@ impl Key {
             }
             let a = u64::from(MUL[0]) * u64::from(c[0]);
             let b = u64::from(MUL[1]) * u64::from(c[2]);
-            c = [(b >> 32) as u32 ^ c[1] ^ k[0], b as u32, (a >> 32) as u32 ^ c[3] ^ k[1], a as u32];
+            c = [
+                (b >> 32) as u32 ^ c[1] ^ k[0],
+                b as u32,
+                (a >> 32) as u32 ^ c[3] ^ k[1],
+                a as u32,
+            ];
         }
         c
     }
@@ -102,7 +107,8 @@ impl Stream {
     pub fn next_u32(&mut self) -> u32 {
         if self.left == 0 {
             let n = self.next;
-            self.buffer = self.key.block([self.place[0], self.place[1], n as u32, (n >> 32) as u32]);
+            self.buffer =
+                self.key.block([self.place[0], self.place[1], n as u32, (n >> 32) as u32]);
             self.next += 1;
             self.left = 4;
         }

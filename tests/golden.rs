@@ -58,7 +58,10 @@ fn gradients_and_ten_steps(
         let norm = torch::sum_of_squares(flat.grad()).unwrap().sqrt();
         let step_loss = value.double_value(&[]);
         let expected = losses.double_value(&[step]);
-        assert!((step_loss - expected).abs() < 1e-4 * expected.abs(), "loss {step}: {step_loss} {expected}");
+        assert!(
+            (step_loss - expected).abs() < 1e-4 * expected.abs(),
+            "loss {step}: {step_loss} {expected}"
+        );
         let expected = norms.double_value(&[step]);
         assert!((norm - expected).abs() < 1e-4 * expected, "norm {step}: {norm} {expected}");
         optimiser.step(&flat, LR, ((norm + 1e-6) / 1.0).max(1.0)).unwrap();
@@ -78,8 +81,7 @@ fn esm2(case: &str) {
     let file = WeightFile::open(&golden(&format!("esm2/{case}/model.safetensors"))).unwrap();
     params.load(&file, Esm2Config::rename).unwrap().strict(&file).unwrap();
     let data = open(&format!("esm2/{case}/case.safetensors"));
-    let (ids, mask) =
-        (data.read("input_ids").unwrap(), data.read("attention_mask").unwrap());
+    let (ids, mask) = (data.read("input_ids").unwrap(), data.read("attention_mask").unwrap());
     let expected = data.read("last_hidden_state").unwrap();
     let cotangent = data.read("cotangent").unwrap();
     let shown = mask.to_kind(Kind::Float).unsqueeze(-1);
@@ -95,7 +97,8 @@ fn esm2(case: &str) {
     }
 
     // The packed way sees no padding at all, and gives the same.
-    let lengths: Vec<i64> = Vec::try_from(mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64)).unwrap();
+    let lengths: Vec<i64> =
+        Vec::try_from(mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64)).unwrap();
     let mut packed_ids = Vec::new();
     let mut offsets = vec![0i64];
     for (row, n) in lengths.iter().enumerate() {
@@ -116,9 +119,8 @@ fn esm2(case: &str) {
         open(&format!("esm2/{case}/grads.safetensors")),
         open(&format!("esm2/{case}/ten_steps.safetensors")),
     );
-    let loss = || {
-        (model.forward(&ids, &mask, model.last_layer()) * &cotangent * &shown).sum(Kind::Float)
-    };
+    let loss =
+        || (model.forward(&ids, &mask, model.last_layer()) * &cotangent * &shown).sum(Kind::Float);
     gradients_and_ten_steps(&params, &grads, &after, &[], loss);
 }
 
@@ -265,13 +267,15 @@ fn adamw_is_torch_s() {
     let inputs = open("adamw/inputs.safetensors");
     for case in ["constant", "schedule"] {
         let expected = open(&format!("adamw/{case}.safetensors"));
-        let hyper: Vec<f64> = Vec::try_from(expected.read("hyper").unwrap().to_kind(Kind::Double)).unwrap();
+        let hyper: Vec<f64> =
+            Vec::try_from(expected.read("hyper").unwrap().to_kind(Kind::Double)).unwrap();
         let lr = expected.read("lr").unwrap();
         let params = Params::new(Device::Cpu);
         let count = 5usize;
         for i in 0..count {
             let value = inputs.read(&format!("param.{i}")).unwrap();
-            let own = params.root().param(&i.to_string(), &value.size(), torch::Init::Constant(0.0));
+            let own =
+                params.root().param(&i.to_string(), &value.size(), torch::Init::Constant(0.0));
             tch::no_grad(|| own.shallow_clone().copy_(&value));
         }
         let flat = Flat::new(&params, |_| true).unwrap();
@@ -291,7 +295,9 @@ fn adamw_is_torch_s() {
             if step == 0 || step == 9 {
                 let (m, v) = optimiser.moments();
                 for slot in flat.slots() {
-                    for (kind, buffer) in [("param", flat.data()), ("exp_avg", m), ("exp_avg_sq", v)] {
+                    for (kind, buffer) in
+                        [("param", flat.data()), ("exp_avg", m), ("exp_avg_sq", v)]
+                    {
                         let name = format!("step{}.{kind}.{}", step + 1, slot.name);
                         // The fused kernel takes 1 - beta2 in float32, which is 1.3e-5 off at 0.999.
                         let tolerance = if kind == "exp_avg_sq" { 2e-5 } else { 2e-6 };

@@ -30,6 +30,7 @@ mod upstream;
 mod verify;
 mod writer;
 
+pub use crate::config::{Dtype, Pooling};
 pub use fingerprint::{Fingerprint, INPUTS};
 pub use layout::Places;
 pub use manifest::{
@@ -38,9 +39,7 @@ pub use manifest::{
 pub use reader::{Cache, RecordRef};
 pub use upstream::{ExportRow, UpstreamFile, UpstreamLayout, UpstreamRef, export_v1};
 pub use verify::{Damage, Report, verify};
-pub use crate::config::{Dtype, Pooling};
 pub use writer::ShardWriter;
-
 
 /// Which record it is. A record is one window of one sequence under one replica of the masks.
 #[derive(Clone, Debug, PartialEq, Eq)]

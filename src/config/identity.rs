@@ -4,8 +4,8 @@
 //! keeps, or how long it goes on, and no number that it computes up to a given step:
 //! - `run.output_dir`: where, not what.
 //! - `distributed`: results do not depend on ranks; a stored `threads_per_rank` is compared apart.
-//! - `training.logging_steps`, `save_steps`, `save_total_limit`, `num_workers`: what is said and kept,
-//!   and who prepares batches.
+//! - `training.logging_steps`, `report_to`, `save_steps`, `save_total_limit`, `num_workers`: what is
+//!   said and kept, and who prepares batches.
 //! - `training.max_steps`, `num_train_epochs`: a finished run may be continued further.
 //! - `training.resume_from_checkpoint`: how a run starts cannot be part of which run it is.
 //! - `training.reference_ranks`: already multiplied into `micro_batches_per_step`.
@@ -21,6 +21,7 @@ const IGNORED: &[&str] = &[
     "run.output_dir",
     "distributed",
     "training.logging_steps",
+    "training.report_to",
     "training.save_steps",
     "training.save_total_limit",
     "training.num_workers",

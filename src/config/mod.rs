@@ -26,6 +26,6 @@ pub use launcher::{Launcher, LauncherKind, Suspicion, array_part, environment};
 pub use sections::{Dataset, Distributed, Esm, Fault, Masking, Run, Section, Training, require};
 pub use values::{
     Backend, Device, Dtype, EvaluationStrategy, GreaterIsBetter, MaskPolicy, OverLength, Pooling,
-    Precision, PtmResidue, Reduce, Resume, Schedule, Size, UserPath,
+    Precision, PtmResidue, Reduce, ReportTo, Resume, Schedule, Size, UserPath,
 };
 pub use yaml_writer::write as write_yaml;

@@ -6,7 +6,7 @@
 
 use super::values::{
     Backend, Device, Dtype, EvaluationStrategy, GreaterIsBetter, MaskPolicy, OverLength, Pooling,
-    Precision, PtmResidue, Reduce, Resume, Schedule, Size, UserPath,
+    Precision, PtmResidue, Reduce, ReportTo, Resume, Schedule, Size, UserPath,
 };
 use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;
@@ -324,6 +324,8 @@ pub struct Training {
     pub metric_for_best_model: String,
     /// Its direction.
     pub greater_is_better: GreaterIsBetter,
+    /// Further places that figures go to, beside metrics.jsonl and metrics.json.
+    pub report_to: Vec<ReportTo>,
 }
 
 impl Default for Training {
@@ -357,6 +359,7 @@ impl Default for Training {
             early_stopping_patience: None,
             metric_for_best_model: "val_loss".to_string(),
             greater_is_better: GreaterIsBetter::Auto,
+            report_to: vec![ReportTo::Tensorboard],
         }
     }
 }

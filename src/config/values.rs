@@ -395,6 +395,14 @@ pub enum Backend {
     Nccl,
 }
 
+/// A further place for a run's figures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReportTo {
+    /// Event files in the run directory's `tensorboard/`.
+    Tensorboard,
+}
+
 /// How gradients are summed over ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]

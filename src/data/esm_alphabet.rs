@@ -118,16 +118,16 @@ impl Cleaner {
 /// The parts of a sequence of `n` residues to embed, `(start, end)` each, none longer than `max`.
 /// Too long under [`OverLength::Error`] is a data error; the caller adds the id.
 pub fn parts(policy: OverLength, n: usize, max: usize) -> Result<Vec<(usize, usize)>> {
-        match policy {
-            _ if n <= max => Ok(vec![(0, n)]),
-            OverLength::Crop => Ok(vec![(0, max)]),
-            OverLength::Windows => Ok(windows(n, max)),
-            OverLength::Error => {
-                Err(Error::data(format!("the sequence has {n} residues, esm.max_length is {max}"))
-                    .hint("raise esm.max_length, or set esm.over_length to crop or windows"))
-            }
+    match policy {
+        _ if n <= max => Ok(vec![(0, n)]),
+        OverLength::Crop => Ok(vec![(0, max)]),
+        OverLength::Windows => Ok(windows(n, max)),
+        OverLength::Error => {
+            Err(Error::data(format!("the sequence has {n} residues, esm.max_length is {max}"))
+                .hint("raise esm.max_length, or set esm.over_length to crop or windows"))
         }
     }
+}
 
 /// The seed's overlapping windows `(start, end)` over `n` residues, none longer than `max`: one up
 /// to `max`; then windows that share about 30 %; from ten times `max` on, windows that share

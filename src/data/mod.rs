@@ -6,11 +6,15 @@
 //! * [`esm_alphabet`] and [`ptm_vocab`] turn their text into token ids, crop, and cut windows;
 //! * [`split`] says which sample is for training, validation and test;
 //! * [`plan`] puts samples of known lengths into micro-batches and steps, and [`plan_embed`] puts
-//!   sequences into batches and shards. Both are pure functions and know no number of ranks.
+//!   sequences into batches and shards. Both are pure functions and know no number of ranks;
+//! * [`masks`] says which positions are hidden in which copy of a sequence;
+//! * [`loader`] prepares batches ahead of their use, on threads of its own.
 
 pub mod esm_alphabet;
 pub mod fasta;
 pub mod labels;
+pub mod loader;
+pub mod masks;
 pub mod plan;
 pub mod plan_embed;
 pub mod ptm_vocab;

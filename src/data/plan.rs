@@ -390,7 +390,11 @@ pub(super) mod tests {
         for ranks in [2, 4, 8] {
             let (mut worst, mut total) = (0, 0);
             for step in plan.epoch(0).iter().filter(|s| s.micro_batches.len() == 16) {
-                let cost = |r| step.micro_batches[r * 16 / ranks..(r + 1) * 16 / ranks].iter().map(MicroBatch::cost);
+                let cost = |r| {
+                    step.micro_batches[r * 16 / ranks..(r + 1) * 16 / ranks]
+                        .iter()
+                        .map(MicroBatch::cost)
+                };
                 worst += (0..ranks).map(|r| cost(r).sum::<u64>()).max().unwrap() * ranks as u64;
                 total += step.micro_batches.iter().map(MicroBatch::cost).sum::<u64>();
             }

@@ -17,7 +17,6 @@ pub mod tree;
 mod world;
 
 pub use agree::{Agreement, Status};
-pub use reduce::Reduce;
 pub use world::{World, abort, fail, on_panic};
 
 use crate::error::{Error, Result};

@@ -8,6 +8,7 @@
 use super::Comm;
 use super::mpi::{Mpi, Requests};
 use super::tree::{self, Node};
+use crate::config::Reduce;
 use crate::error::Result;
 
 /// Elements of a bucket; it bounds the memory for other ranks' partial sums.
@@ -15,15 +16,6 @@ const BUCKET: usize = 4 << 20;
 
 /// Slices are cut at multiples of this many elements (a cache line).
 const SLICE_ALIGN: usize = 16;
-
-/// How gradients are summed over ranks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reduce {
-    /// The same bits on any number of ranks.
-    Exact,
-    /// The library's all-reduce.
-    Fast,
-}
 
 impl Comm {
     /// Sums the partial sums of a step of `m` micro-batches over all ranks into `result`, on every
@@ -58,16 +50,12 @@ fn cut(s: usize, size: usize, len: usize) -> usize {
     (s * lines / size * SLICE_ALIGN).min(len)
 }
 
-fn exact(
-    mpi: &Mpi,
-    m: usize,
-    parts: &mut [(Node, &mut [f32])],
-    result: &mut [f32],
-) -> Result<()> {
+fn exact(mpi: &Mpi, m: usize, parts: &mut [(Node, &mut [f32])], result: &mut [f32]) -> Result<()> {
     let (rank, size, total) = (mpi.rank, mpi.size, result.len());
     let nodes: Vec<Vec<Node>> =
         (0..size).map(|r| tree::maximal_nodes(tree::owned(r, size, m))).collect();
-    let foreign: usize = nodes.iter().enumerate().filter(|(r, _)| *r != rank).map(|(_, n)| n.len()).sum();
+    let foreign: usize =
+        nodes.iter().enumerate().filter(|(r, _)| *r != rank).map(|(_, n)| n.len()).sum();
     for start in (0..total).step_by(BUCKET) {
         let len = BUCKET.min(total - start);
         let own = start + cut(rank, size, len)..start + cut(rank + 1, size, len);

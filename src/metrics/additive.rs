@@ -34,10 +34,7 @@ impl Additive {
     /// No micro-batch yet. The names, in order, must be the same on every rank.
     pub fn new<S: Into<String>>(names: impl IntoIterator<Item = S>) -> Self {
         let names = names.into_iter().map(Into::into).collect();
-        Additive {
-            names,
-            batches: BTreeMap::new(),
-        }
+        Additive { names, batches: BTreeMap::new() }
     }
 
     /// The names of the terms, in order.
@@ -65,10 +62,7 @@ impl Additive {
             row[self.column(name)] = Term { sum, count };
         }
         let before = self.batches.insert(micro_batch, row);
-        assert!(
-            before.is_none(),
-            "micro-batch {micro_batch} was measured twice"
-        );
+        assert!(before.is_none(), "micro-batch {micro_batch} was measured twice");
     }
 
     /// Everything as one flat row per micro-batch: index, then sum and count of each name. Rows of
@@ -97,17 +91,9 @@ impl Additive {
             }
             for row in part.chunks_exact(width) {
                 let terms = row[1..].chunks_exact(2);
-                let terms = terms
-                    .map(|pair| Term {
-                        sum: pair[0],
-                        count: pair[1],
-                    })
-                    .collect();
+                let terms = terms.map(|pair| Term { sum: pair[0], count: pair[1] }).collect();
                 if self.batches.insert(row[0] as u64, terms).is_some() {
-                    return Err(Error::bug(format!(
-                        "two ranks measured micro-batch {}",
-                        row[0]
-                    )));
+                    return Err(Error::bug(format!("two ranks measured micro-batch {}", row[0])));
                 }
             }
         }
@@ -121,11 +107,7 @@ impl Additive {
     /// On a name that was not declared.
     pub fn total(&self, name: &str) -> Term {
         let column = self.column(name);
-        let present = self
-            .batches
-            .values()
-            .map(|row| row[column])
-            .filter(|t| t.count != 0.0);
+        let present = self.batches.values().map(|row| row[column]).filter(|t| t.count != 0.0);
         let total = present.reduce(|left, right| Term {
             sum: left.sum + right.sum,
             count: left.count + right.count,
@@ -143,9 +125,7 @@ impl Additive {
 
     /// Each micro-batch in index order with its terms, in the order of [`Additive::names`].
     pub fn batches(&self) -> impl Iterator<Item = (u64, &[Term])> {
-        self.batches
-            .iter()
-            .map(|(index, row)| (*index, row.as_slice()))
+        self.batches.iter().map(|(index, row)| (*index, row.as_slice()))
     }
 
     fn column(&self, name: &str) -> usize {
@@ -204,13 +184,7 @@ mod tests {
         for (index, value) in [(2, -1e16), (1, 1.0), (0, 1e16)] {
             backwards.push(index, &[("x", value, 1.0)]);
         }
-        assert_eq!(
-            backwards.total("x"),
-            Term {
-                sum: 0.0,
-                count: 3.0
-            }
-        );
+        assert_eq!(backwards.total("x"), Term { sum: 0.0, count: 3.0 });
     }
 
     #[test]
@@ -220,10 +194,7 @@ mod tests {
         assert_eq!(metrics.mean("loss"), Some(2.0));
         assert_eq!(metrics.mean("ptm_acc"), None);
         metrics.push(1, &[("ptm_acc", -0.0, 1.0), ("loss", f64::NAN, 1.0)]);
-        assert_eq!(
-            metrics.mean("ptm_acc").unwrap().to_bits(),
-            (-0.0f64).to_bits()
-        );
+        assert_eq!(metrics.mean("ptm_acc").unwrap().to_bits(), (-0.0f64).to_bits());
         assert!(metrics.mean("loss").unwrap().is_nan());
         let second = metrics.batches().nth(1).unwrap();
         assert_eq!((second.0, second.1[1].mean()), (1, Some(-0.0)));
@@ -237,12 +208,6 @@ mod tests {
         let flat = metrics.to_flat();
         assert_eq!(flat, [3.0, 1.0, 1.0]);
         assert_eq!(metrics.merge([flat.as_slice()]).unwrap_err().code(), 70);
-        assert_eq!(
-            Additive::new(NAMES)
-                .merge([flat.as_slice()])
-                .unwrap_err()
-                .code(),
-            70
-        );
+        assert_eq!(Additive::new(NAMES).merge([flat.as_slice()]).unwrap_err().code(), 70);
     }
 }

@@ -49,17 +49,11 @@ impl Judge {
     /// is refused (exit code 2).
     pub fn new(direction: Direction, patience: Option<u32>) -> Result<Self> {
         if patience == Some(0) {
-            return Err(
-                Error::usage("a patience of 0 evaluations would end every run at once")
-                    .at("training.early_stopping_patience")
-                    .hint("give 1 or more, or null for no early stopping"),
-            );
+            return Err(Error::usage("a patience of 0 evaluations would end every run at once")
+                .at("training.early_stopping_patience")
+                .hint("give 1 or more, or null for no early stopping"));
         }
-        Ok(Judge {
-            direction,
-            patience,
-            state: JudgeState::default(),
-        })
+        Ok(Judge { direction, patience, state: JudgeState::default() })
     }
 
     /// Takes up where a checkpoint left off.
@@ -77,19 +71,13 @@ impl Judge {
         let better = |best: Best| self.direction.better(value, best.value);
         let is_best = value.is_finite() && self.state.best.is_none_or(better);
         if is_best {
-            self.state = JudgeState {
-                best: Some(Best { value, step }),
-                evaluations_since_best: 0,
-            };
+            self.state = JudgeState { best: Some(Best { value, step }), evaluations_since_best: 0 };
         } else {
             let count = &mut self.state.evaluations_since_best;
             *count = count.saturating_add(1);
         }
         let waited = self.state.evaluations_since_best;
-        Verdict {
-            is_best,
-            stop: self.patience.is_some_and(|patience| waited >= patience),
-        }
+        Verdict { is_best, stop: self.patience.is_some_and(|patience| waited >= patience) }
     }
 }
 
@@ -99,10 +87,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn verdicts(judge: &mut Judge, values: &[f64]) -> Vec<(bool, bool)> {
-        let judged = values
-            .iter()
-            .enumerate()
-            .map(|(i, v)| judge.observe(i as u64 + 1, *v));
+        let judged = values.iter().enumerate().map(|(i, v)| judge.observe(i as u64 + 1, *v));
         judged.map(|v| (v.is_best, v.stop)).collect()
     }
 
@@ -112,13 +97,7 @@ mod tests {
         let seen = verdicts(&mut judge, &[2.0, 1.0, 1.0, 0.5, 0.6, f64::NAN]);
         let (best, no, stop) = ((true, false), (false, false), (false, true));
         assert_eq!(seen, [best, best, no, best, no, stop]);
-        assert_eq!(
-            judge.state().best,
-            Some(Best {
-                value: 0.5,
-                step: 4
-            })
-        );
+        assert_eq!(judge.state().best, Some(Best { value: 0.5, step: 4 }));
         assert_eq!(Judge::new(Direction::Lower, Some(0)).unwrap_err().code(), 2);
     }
 

@@ -80,12 +80,7 @@ impl Registry {
             return Err(Error::usage(format!("two metrics are called `{name}`"))
                 .hint("rename the task or column that the second one comes from"));
         }
-        self.specs.push(MetricSpec {
-            name,
-            direction,
-            merge,
-            what: what.into(),
-        });
+        self.specs.push(MetricSpec { name, direction, merge, what: what.into() });
         Ok(())
     }
 
@@ -103,9 +98,7 @@ impl Registry {
     /// The metric that `training.metric_for_best_model` names: `val_loss`, `eval_loss`,
     /// `avg_val_loss` and `loss` are one. An unknown name is exit code 2 and lists the known ones.
     pub fn lookup(&self, given: &str) -> Result<&MetricSpec> {
-        let stripped = PREFIXES
-            .iter()
-            .filter_map(|prefix| given.strip_prefix(prefix));
+        let stripped = PREFIXES.iter().filter_map(|prefix| given.strip_prefix(prefix));
         std::iter::once(given)
             .chain(stripped)
             .find_map(|name| self.specs.iter().find(|spec| spec.name == name))
@@ -113,21 +106,16 @@ impl Registry {
     }
 
     fn unknown(&self, given: &str) -> Error {
-        let full: Vec<String> = self
-            .specs
-            .iter()
-            .map(|spec| format!("{}{}", PREFIXES[0], spec.name))
-            .collect();
+        let full: Vec<String> =
+            self.specs.iter().map(|spec| format!("{}{}", PREFIXES[0], spec.name)).collect();
         let bare = self.specs.iter().map(|spec| spec.name.as_str());
         let near = nearest(given, full.iter().map(String::as_str)).map(str::to_string);
         let near = near.or_else(|| nearest(given, bare).map(|n| format!("{}{n}", PREFIXES[0])));
         let known = format!("known here: {}", full.join(", "));
-        Error::usage(format!("no metric is called `{given}`"))
-            .at(KEY)
-            .hint(match near {
-                Some(name) => format!("did you mean `{name}`? {known}"),
-                None => known,
-            })
+        Error::usage(format!("no metric is called `{given}`")).at(KEY).hint(match near {
+            Some(name) => format!("did you mean `{name}`? {known}"),
+            None => known,
+        })
     }
 }
 
@@ -137,25 +125,9 @@ mod tests {
 
     fn registry() -> Registry {
         let mut registry = Registry::new();
-        registry
-            .add("loss", Direction::Lower, Merge::Additive, "cross entropy")
-            .unwrap();
-        registry
-            .add(
-                "ptm_acc",
-                Direction::Higher,
-                Merge::Additive,
-                "PTM accuracy",
-            )
-            .unwrap();
-        registry
-            .add(
-                "auc",
-                Direction::Higher,
-                Merge::Table,
-                "area under the curve",
-            )
-            .unwrap();
+        registry.add("loss", Direction::Lower, Merge::Additive, "cross entropy").unwrap();
+        registry.add("ptm_acc", Direction::Higher, Merge::Additive, "PTM accuracy").unwrap();
+        registry.add("auc", Direction::Higher, Merge::Table, "area under the curve").unwrap();
         registry
     }
 
@@ -165,10 +137,7 @@ mod tests {
         for given in ["loss", "val_loss", "eval_loss", "avg_val_loss"] {
             assert_eq!(registry.lookup(given).unwrap().name, "loss");
         }
-        assert_eq!(
-            registry.lookup("val_auc").unwrap().direction,
-            Direction::Higher
-        );
+        assert_eq!(registry.lookup("val_auc").unwrap().direction, Direction::Higher);
         assert_eq!(registry.names(Merge::Additive), ["loss", "ptm_acc"]);
     }
 
@@ -178,10 +147,7 @@ mod tests {
             let error = registry().lookup(given).unwrap_err();
             assert_eq!(error.code(), 2);
             let text = error.to_string();
-            assert!(
-                text.starts_with("training.metric_for_best_model: "),
-                "{text}"
-            );
+            assert!(text.starts_with("training.metric_for_best_model: "), "{text}");
             assert!(text.contains("did you mean `val_ptm_acc`?"), "{text}");
             assert!(text.contains("val_loss, val_ptm_acc, val_auc"), "{text}");
         }
@@ -191,9 +157,7 @@ mod tests {
 
     #[test]
     fn a_name_is_taken_once() {
-        let error = registry()
-            .add("auc", Direction::Higher, Merge::Table, "")
-            .unwrap_err();
+        let error = registry().add("auc", Direction::Higher, Merge::Table, "").unwrap_err();
         assert_eq!(error.code(), 2);
     }
 

@@ -131,7 +131,8 @@ impl Esm2Config {
         Some(match name.rsplit_once("LayerNorm.") {
             Some((stem, "gamma")) => format!("{stem}LayerNorm.weight"),
             Some((stem, "beta")) => format!("{stem}LayerNorm.bias"),
-            _ => name.replace("norm_after.gamma", "norm_after.weight")
+            _ => name
+                .replace("norm_after.gamma", "norm_after.weight")
                 .replace("norm_after.beta", "norm_after.bias"),
         })
     }
@@ -168,9 +169,8 @@ impl Esm2 {
     pub fn new(root: &Path, config: &Esm2Config) -> Esm2 {
         let (d, eps) = (config.hidden_size, config.layer_norm_eps);
         let normal = || Init::Normal(config.initializer_range);
-        let linear = |path: Path, inputs, outputs| {
-            Linear::with_init(&path, inputs, outputs, true, normal())
-        };
+        let linear =
+            |path: Path, inputs, outputs| Linear::with_init(&path, inputs, outputs, true, normal());
         let embeddings = root.sub("embeddings");
         let encoder = root.sub("encoder");
         let layers = (0..config.num_hidden_layers)
@@ -195,9 +195,11 @@ impl Esm2 {
             })
             .collect();
         Esm2 {
-            word_embeddings: embeddings
-                .sub("word_embeddings")
-                .param("weight", &[config.vocab_size, d], normal()),
+            word_embeddings: embeddings.sub("word_embeddings").param(
+                "weight",
+                &[config.vocab_size, d],
+                normal(),
+            ),
             norm_before: config
                 .emb_layer_norm_before
                 .then(|| Norm::layer(&embeddings.sub("layer_norm"), d, eps)),
@@ -294,8 +296,7 @@ impl Packed<'_> {
         let starts = Tensor::from_slice(offsets);
         let failed = |e| torch_error("ESM-2", e);
         let mut x = self.embed(ids, offsets);
-        for (block, (weight, bias)) in
-            self.model.layers.iter().zip(&self.qkv).take(layer as usize)
+        for (block, (weight, bias)) in self.model.layers.iter().zip(&self.qkv).take(layer as usize)
         {
             let h = block.norm.forward(&x);
             let qkv = h.f_linear(weight, Some(bias)).map_err(failed)?;
@@ -307,7 +308,8 @@ impl Packed<'_> {
             bias_gelu(&h, bias_of(&block.intermediate))?;
             add_product(&mut x, &h, &block.output)?;
         }
-        let x = if layer == self.model.last_layer() { self.model.norm_after.forward(&x) } else { x };
+        let x =
+            if layer == self.model.last_layer() { self.model.norm_after.forward(&x) } else { x };
         Ok(x.view([tokens, width]))
     }
 

@@ -62,11 +62,7 @@ impl SsmConfig {
 
 /// How the norms of a stack are made (`rms_norm`).
 pub fn norm(path: &Path, d_model: i64, rms_norm: bool) -> Norm {
-    if rms_norm {
-        Norm::rms(path, d_model, NORM_EPS)
-    } else {
-        Norm::layer(path, d_model, NORM_EPS)
-    }
+    if rms_norm { Norm::rms(path, d_model, NORM_EPS) } else { Norm::layer(path, d_model, NORM_EPS) }
 }
 
 struct Mixer {
@@ -119,7 +115,8 @@ impl Mixer {
         // The recurrence runs in float32 whatever autocast makes of the products around it.
         let float = |t: &Tensor| t.to_kind(Kind::Float);
         let u = causal_conv(&float(&xz[0]), &self.conv_weight, &self.conv_bias);
-        let parts = self.x_proj.forward(&u).split_with_sizes([self.rank, self.states, self.states], -1);
+        let parts =
+            self.x_proj.forward(&u).split_with_sizes([self.rank, self.states, self.states], -1);
         let dt = parts[0].linear(&self.dt_weight, None::<&Tensor>);
         let y = scan(&ScanInput {
             u: &u,

@@ -83,8 +83,11 @@ impl PtmMambaConfig {
             }
         }
         if self.vocab_size != 59 {
-            return Err(Error::usage(format!("the vocabulary has 59 tokens, not {}", self.vocab_size))
-                .at("model.vocab_size"));
+            return Err(Error::usage(format!(
+                "the vocabulary has 59 tokens, not {}",
+                self.vocab_size
+            ))
+            .at("model.vocab_size"));
         }
         if !self.residual_in_fp32 {
             return Err(Error::usage("the residual is always float32 here")
@@ -97,8 +100,7 @@ impl PtmMambaConfig {
     /// Whether a tensor of upstream's files is one that upstream allocates and never uses, or the
     /// tied head, which is stored once here.
     pub fn is_unused(name: &str) -> bool {
-        let unused =
-            ["A_b_log", "D_b", "conv1d_b.weight", "conv1d_b.bias", "x_proj_b.weight"];
+        let unused = ["A_b_log", "D_b", "conv1d_b.weight", "conv1d_b.bias", "x_proj_b.weight"];
         name == "lm_head.weight"
             || unused.iter().chain(&["dt_proj_b.weight", "dt_proj_b.bias"]).any(|suffix| {
                 name.strip_suffix(suffix).is_some_and(|stem| stem.ends_with("mixer."))
@@ -107,8 +109,15 @@ impl PtmMambaConfig {
 }
 
 enum Stack {
-    Mamba { layers: Vec<Block> },
-    Bidirectional { gate: Linear, forward: Vec<Block>, backward: Vec<Block>, hidden_fc: Vec<Linear> },
+    Mamba {
+        layers: Vec<Block>,
+    },
+    Bidirectional {
+        gate: Linear,
+        forward: Vec<Block>,
+        backward: Vec<Block>,
+        hidden_fc: Vec<Linear>,
+    },
 }
 
 /// The model.
@@ -127,12 +136,13 @@ impl PtmMamba {
         let block = |list: &str, i: i64| {
             Block::new(&backbone.sub(list).sub(i), d, n, &config.ssm_cfg, config.rms_norm)
         };
-        let embedding = backbone
-            .sub("embedding")
-            .param("weight", &[config.vocab_size, d], Init::Normal(0.02));
+        let embedding =
+            backbone.sub("embedding").param("weight", &[config.vocab_size, d], Init::Normal(0.02));
         let esm_head = Linear::new(&root.sub("esm_head"), esm_dim, d, false);
         let stack = match config.model_type {
-            ModelType::Mamba => Stack::Mamba { layers: (0..n).map(|i| block("layers", i)).collect() },
+            ModelType::Mamba => {
+                Stack::Mamba { layers: (0..n).map(|i| block("layers", i)).collect() }
+            }
             ModelType::BidirectionalMamba => {
                 let gate = Linear::new(&backbone.sub("gate"), 2 * d, 1, true);
                 let (mut forward, mut backward, mut hidden_fc) = (vec![], vec![], vec![]);
@@ -156,8 +166,8 @@ impl PtmMamba {
         let esm = esm.map(|e| self.esm_head.forward(e));
         let (hidden, residual) = match &self.stack {
             Stack::Mamba { layers } => {
-                let mut hidden =
-                    esm.unwrap_or_else(|| Tensor::embedding(&self.embedding, ids, -1, false, false));
+                let mut hidden = esm
+                    .unwrap_or_else(|| Tensor::embedding(&self.embedding, ids, -1, false, false));
                 let mut residual = None;
                 for layer in layers {
                     let (h, r) = layer.forward(&hidden, residual.as_ref());
@@ -234,10 +244,11 @@ pub fn mean_over_residues(hidden: &Tensor, lengths: &[i64]) -> Tensor {
         .iter()
         .enumerate()
         .map(|(row, &n)| {
-            hidden
-                .get(row as i64)
-                .narrow(0, 1, (n - 2).max(1))
-                .mean_dim([0i64].as_slice(), false, Kind::Float)
+            hidden.get(row as i64).narrow(0, 1, (n - 2).max(1)).mean_dim(
+                [0i64].as_slice(),
+                false,
+                Kind::Float,
+            )
         })
         .collect();
     Tensor::stack(&rows, 0)

@@ -86,7 +86,8 @@ mod tests {
             random(&[channels], 1.0),
             random(&[batch, length, channels], 1.0),
         ];
-        let input = |x: &[Tensor; 8]| -> [Tensor; 8] { std::array::from_fn(|i| x[i].shallow_clone()) };
+        let input =
+            |x: &[Tensor; 8]| -> [Tensor; 8] { std::array::from_fn(|i| x[i].shallow_clone()) };
         let cotangent = Tensor::randn([batch, length, channels], (Kind::Float, tch::Device::Cpu));
         let run = |fused: bool| {
             let x = input(&inputs);
@@ -110,7 +111,9 @@ mod tests {
 
     #[test]
     fn the_fused_scan_is_the_reference() {
-        for shape in [(2, 33, 48, 16), (1, 1, 16, 16), (3, 70, 20, 4), (2, 65, 150, 16), (1, 40, 3, 5)] {
+        for shape in
+            [(2, 33, 48, 16), (1, 1, 16, 16), (3, 70, 20, 4), (2, 65, 150, 16), (1, 40, 3, 5)]
+        {
             compare(shape);
         }
     }

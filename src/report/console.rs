@@ -56,32 +56,15 @@ impl Console {
     pub fn stderr(level: Level, rank: usize) -> Self {
         let level = if rank == 0 { level } else { Level::Silent };
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
-        let columns = std::env::var("COLUMNS")
-            .ok()
-            .and_then(|text| text.parse().ok());
+        let columns = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
         let terminal = io::stderr().is_terminal() && !dumb;
-        Self::to(
-            Box::new(io::stderr()),
-            level,
-            terminal,
-            columns.unwrap_or(80),
-        )
+        Self::to(Box::new(io::stderr()), level, terminal, columns.unwrap_or(80))
     }
 
     /// Any other place.
     pub fn to(out: Box<dyn Write + Send>, level: Level, terminal: bool, width: usize) -> Self {
-        let state = State {
-            out,
-            bar: None,
-            shown: None,
-            inside_line: false,
-        };
-        Console {
-            level,
-            terminal,
-            width,
-            state: Mutex::new(state),
-        }
+        let state = State { out, bar: None, shown: None, inside_line: false };
+        Console { level, terminal, width, state: Mutex::new(state) }
     }
 
     /// How much is said here.
@@ -114,16 +97,7 @@ impl Console {
     /// Like [`Console::progress`], but a file gets every one: for step lines, whose pace the user
     /// sets (`training.logging_steps`).
     pub fn step(&self, done: u64, total: u64, text: &str) {
-        self.show(
-            done,
-            total,
-            text,
-            if self.terminal {
-                REDRAW
-            } else {
-                Duration::ZERO
-            },
-        );
+        self.show(done, total, text, if self.terminal { REDRAW } else { Duration::ZERO });
     }
 
     /// Leaves the bar as it stands, and goes to a new line.
@@ -215,28 +189,16 @@ impl Drop for Console {
 
 /// `[####------]  42% text`, one character narrower than the terminal, so that it never wraps.
 fn draw(done: u64, total: u64, text: &str, width: usize) -> String {
-    let share = if total == 0 {
-        1.0
-    } else {
-        (done as f64 / total as f64).min(1.0)
-    };
-    let text: String = text
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
+    let share = if total == 0 { 1.0 } else { (done as f64 / total as f64).min(1.0) };
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     // Brackets, two spaces and four characters of percentage stand beside bar and text.
     let room = width.saturating_sub(1 + 8);
-    let size = room
-        .saturating_sub(text.chars().count())
-        .clamp(*BAR.start(), *BAR.end());
+    let size = room.saturating_sub(text.chars().count()).clamp(*BAR.start(), *BAR.end());
     let full = (share * size as f64) as usize;
     let bar = format!("[{}{}]", "#".repeat(full), "-".repeat(size - full));
     let text = fit(&text, room.saturating_sub(size));
     let all = format!("{bar} {:>4} {text}", percent(share, 1.0));
-    all.trim_end()
-        .chars()
-        .take(width.saturating_sub(1))
-        .collect()
+    all.trim_end().chars().take(width.saturating_sub(1)).collect()
 }
 
 /// As many whole ` | ` fields as there is room for; at least the beginning of the first.
@@ -263,35 +225,19 @@ pub fn table(headers: &[&str], rows: &[Vec<String>]) -> String {
     let columns: Vec<(usize, bool)> = (0..headers.len())
         .map(|column| {
             let cells = || rows.iter().map(|row| cell(row, column));
-            let widest = cells()
-                .map(length)
-                .max()
-                .unwrap_or(0)
-                .max(length(headers[column]));
-            (
-                widest,
-                !rows.is_empty() && cells().all(|text| text.is_empty() || numeric(text)),
-            )
+            let widest = cells().map(length).max().unwrap_or(0).max(length(headers[column]));
+            (widest, !rows.is_empty() && cells().all(|text| text.is_empty() || numeric(text)))
         })
         .collect();
     let line = |texts: Vec<&str>| {
-        let padded = texts
-            .iter()
-            .zip(&columns)
-            .map(|(text, (width, right))| match right {
-                true => format!("{text:>width$}"),
-                false => format!("{text:<width$}"),
-            });
+        let padded = texts.iter().zip(&columns).map(|(text, (width, right))| match right {
+            true => format!("{text:>width$}"),
+            false => format!("{text:<width$}"),
+        });
         padded.collect::<Vec<_>>().join("  ").trim_end().to_string()
     };
-    let body = rows
-        .iter()
-        .map(|row| (0..headers.len()).map(|c| cell(row, c)).collect());
-    std::iter::once(headers.to_vec())
-        .chain(body)
-        .map(line)
-        .collect::<Vec<_>>()
-        .join("\n")
+    let body = rows.iter().map(|row| (0..headers.len()).map(|c| cell(row, c)).collect());
+    std::iter::once(headers.to_vec()).chain(body).map(line).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -340,10 +286,7 @@ mod tests {
 
     fn console(level: Level, terminal: bool) -> (Console, Shared) {
         let shared = Shared::default();
-        (
-            Console::to(Box::new(shared.clone()), level, terminal, 40),
-            shared,
-        )
+        (Console::to(Box::new(shared.clone()), level, terminal, 40), shared)
     }
 
     #[test]
@@ -358,10 +301,7 @@ mod tests {
         assert_eq!(shared.screen(), ["hello", "world", "from the log", bar]);
         console.finish();
         console.line("done");
-        assert_eq!(
-            shared.screen(),
-            ["hello", "world", "from the log", bar, "done", ""]
-        );
+        assert_eq!(shared.screen(), ["hello", "world", "from the log", bar, "done", ""]);
     }
 
     #[test]
@@ -410,10 +350,7 @@ mod tests {
 
     #[test]
     fn a_long_line_keeps_whole_fields() {
-        assert_eq!(
-            fit("step 1/9 | loss 2.3 | lr 1e-4", 22),
-            "step 1/9 | loss 2.3"
-        );
+        assert_eq!(fit("step 1/9 | loss 2.3 | lr 1e-4", 22), "step 1/9 | loss 2.3");
         assert_eq!(fit("step 1/9 | loss 2.3", 4), "step");
     }
 

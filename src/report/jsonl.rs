@@ -27,12 +27,7 @@ impl Jsonl {
         let failed = |e| Error::write(path, &e);
         let fresh = !path.exists();
         let mut options = OpenOptions::new();
-        let file = options
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(path)
-            .map_err(failed)?;
+        let file = options.read(true).append(true).create(true).open(path).map_err(failed)?;
         if fresh {
             files::sync_dir(path.parent().unwrap_or(Path::new(".")))?;
         }
@@ -44,11 +39,7 @@ impl Jsonl {
         if records.position.bytes < file.metadata().map_err(failed)?.len() {
             file.set_len(records.position.bytes).map_err(failed)?;
         }
-        Ok(Jsonl {
-            file,
-            path: path.to_path_buf(),
-            last_step,
-        })
+        Ok(Jsonl { file, path: path.to_path_buf(), last_step })
     }
 
     /// The step of the last record, if there is one.
@@ -61,21 +52,15 @@ impl Jsonl {
     pub fn append(&mut self, record: &Value) -> Result<()> {
         let kind = record.get("kind").and_then(Value::as_str);
         let (Some(_), Some(step)) = (kind, step_of(record)) else {
-            return Err(Error::bug(format!(
-                "a record without kind or step: {record}"
-            )));
+            return Err(Error::bug(format!("a record without kind or step: {record}")));
         };
         if let Some(last) = self.last_step.filter(|last| step < *last) {
-            return Err(
-                Error::bug(format!("a record of step {step} after one of step {last}"))
-                    .at(self.path.display()),
-            );
+            return Err(Error::bug(format!("a record of step {step} after one of step {last}"))
+                .at(self.path.display()));
         }
         let mut line = record.to_string();
         line.push('\n');
-        self.file
-            .write_all(line.as_bytes())
-            .map_err(|e| Error::write(&self.path, &e))?;
+        self.file.write_all(line.as_bytes()).map_err(|e| Error::write(&self.path, &e))?;
         self.last_step = Some(step);
         Ok(())
     }
@@ -83,9 +68,7 @@ impl Jsonl {
     /// Makes everything appended so far durable. Call it before a checkpoint gets its name, so that
     /// the checkpoint never knows of a step that the file has lost.
     pub fn sync(&self) -> Result<()> {
-        self.file
-            .sync_data()
-            .map_err(|e| Error::write(&self.path, &e))
+        self.file.sync_data().map_err(|e| Error::write(&self.path, &e))
     }
 }
 
@@ -125,15 +108,9 @@ pub fn read(path: &Path) -> Result<Records> {
 /// Reads on from where an earlier reader of the same file stood.
 pub fn read_from(path: &Path, position: Position) -> Result<Records> {
     let mut file = File::open(path).map_err(|e| Error::read(path, &e))?;
-    file.seek(SeekFrom::Start(position.bytes))
-        .map_err(|e| Error::read(path, &e))?;
+    file.seek(SeekFrom::Start(position.bytes)).map_err(|e| Error::read(path, &e))?;
     let reader = BufReader::with_capacity(1 << 16, file);
-    Ok(Records {
-        reader,
-        path: path.to_path_buf(),
-        buffer: Vec::new(),
-        position,
-    })
+    Ok(Records { reader, path: path.to_path_buf(), buffer: Vec::new(), position })
 }
 
 impl Records {
@@ -157,11 +134,9 @@ impl Records {
 
     fn parse(&self) -> Result<Record> {
         match serde_json::from_slice::<Value>(&self.buffer) {
-            Ok(value) if value.is_object() => Ok(Record {
-                line: self.position.lines,
-                step: step_of(&value),
-                value,
-            }),
+            Ok(value) if value.is_object() => {
+                Ok(Record { line: self.position.lines, step: step_of(&value), value })
+            }
             Ok(_) => Err(self.damaged("a record must be a JSON object")),
             Err(e) => Err(self.damaged(&format!("not a whole record: {e}"))),
         }
@@ -190,19 +165,27 @@ fn step_of(record: &Value) -> Option<u64> {
     record.get("step").and_then(Value::as_u64)
 }
 
-/// Drops every record of a later step than `step`, and a half-written last line, durably. Returns
-/// how many records went. No file is an empty one.
+/// What a resume at `step` keeps: no record of a later step, and none of an evaluation after that
+/// very step if it is still to be made (`evaluated` is the last step that was evaluated).
+pub fn known_at(step: u64, evaluated: u64) -> impl Fn(&Record) -> bool {
+    move |record| {
+        let kind = record.value.get("kind").and_then(Value::as_str);
+        let validation = matches!(kind, Some("val" | "val_batch"));
+        record.step.is_none_or(|s| s < step || s == step && (!validation || evaluated == step))
+    }
+}
+
+/// Drops every record that `keep` does not want ([`known_at`]), and a half-written last line,
+/// durably. Returns how many records went. No file is an empty one.
 ///
 /// A crash of the machine may leave lines of rubbish behind the last synced one; they go too. An
 /// unreadable line in front of a record that stays is an error with its line (exit code 5).
-pub fn cut_back(path: &Path, step: u64) -> Result<u64> {
+pub fn cut_back(path: &Path, keep: impl Fn(&Record) -> bool) -> Result<u64> {
     if !path.exists() {
         return Ok(0);
     }
-    let (kept, dropped) = survey(path, step)?;
-    let length = std::fs::metadata(path)
-        .map_err(|e| Error::read(path, &e))?
-        .len();
+    let (kept, dropped) = survey(path, keep)?;
+    let length = std::fs::metadata(path).map_err(|e| Error::read(path, &e))?.len();
     if dropped == 0 && kept.last().map_or(0, |range| range.1) == length {
         return Ok(0);
     }
@@ -219,7 +202,7 @@ pub fn cut_back(path: &Path, step: u64) -> Result<u64> {
 
 /// The byte ranges (start, end) of the lines that stay, joined where they touch, and the number of
 /// lines that go.
-fn survey(path: &Path, step: u64) -> Result<(Vec<(u64, u64)>, u64)> {
+fn survey(path: &Path, keep: impl Fn(&Record) -> bool) -> Result<(Vec<(u64, u64)>, u64)> {
     let mut records = read(path)?;
     let mut kept: Vec<(u64, u64)> = Vec::new();
     let mut dropped = 0;
@@ -231,7 +214,7 @@ fn survey(path: &Path, step: u64) -> Result<(Vec<(u64, u64)>, u64)> {
         }
         let end = records.position.bytes;
         match records.parse() {
-            Ok(record) if record.step.is_none_or(|s| s <= step) => {
+            Ok(record) if keep(&record) => {
                 if let Some(error) = unreadable {
                     return Err(error);
                 }
@@ -261,10 +244,19 @@ mod tests {
     }
 
     fn steps(path: &Path) -> Vec<u64> {
-        read(path)
-            .unwrap()
-            .map(|r| r.unwrap().step.unwrap())
-            .collect()
+        read(path).unwrap().map(|r| r.unwrap().step.unwrap()).collect()
+    }
+
+    #[test]
+    fn an_evaluation_that_is_still_to_be_made_is_dropped() {
+        let dir = scratch("pending");
+        let path = dir.join("m.jsonl");
+        let mut file = Jsonl::open(&path).unwrap();
+        file.append(&train(3)).unwrap();
+        file.append(&json!({"kind": "val", "step": 3})).unwrap();
+        assert_eq!(cut_back(&path, known_at(3, 3)).unwrap(), 0);
+        assert_eq!(cut_back(&path, known_at(3, 0)).unwrap(), 1);
+        assert_eq!(steps(&path), [3]);
     }
 
     #[test]
@@ -293,14 +285,14 @@ mod tests {
         let lines = |parts: &[&str]| std::fs::write(&path, parts.concat()).unwrap();
         let (one, two) = (&*format!("{}\n", train(1)), &*format!("{}\n", train(2)));
         lines(&[one, "\0\0\n", two, "{\"kind\": \"tr"]);
-        assert_eq!(cut_back(&path, 1).unwrap(), 2);
+        assert_eq!(cut_back(&path, known_at(1, 1)).unwrap(), 2);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), one);
         lines(&[one, "[1]\n", two]);
-        let error = cut_back(&path, 2).unwrap_err();
+        let error = cut_back(&path, known_at(2, 2)).unwrap_err();
         assert_eq!(error.code(), 5);
         assert!(error.to_string().contains("metrics.jsonl:2: "), "{error}");
         assert!(Jsonl::open(&path).is_err());
-        assert_eq!(cut_back(&dir.join("absent"), 2).unwrap(), 0);
+        assert_eq!(cut_back(&dir.join("absent"), known_at(2, 2)).unwrap(), 0);
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
         std::fs::remove_dir_all(dir).unwrap();
     }
@@ -316,9 +308,9 @@ mod tests {
             out.append(&train(step)).unwrap();
         }
         let before = inode();
-        assert_eq!(cut_back(&path, 3).unwrap(), 0);
+        assert_eq!(cut_back(&path, known_at(3, 3)).unwrap(), 0);
         assert_eq!(inode(), before);
-        assert_eq!(cut_back(&path, 2).unwrap(), 1);
+        assert_eq!(cut_back(&path, known_at(2, 2)).unwrap(), 1);
         assert_ne!(inode(), before);
         std::fs::remove_dir_all(dir).unwrap();
     }
@@ -359,7 +351,7 @@ mod tests {
                 if let Event::Back(n) = event {
                     checkpoint = checkpoint.saturating_sub(n);
                 }
-                cut_back(&path, checkpoint).unwrap();
+                cut_back(&path, known_at(checkpoint, checkpoint)).unwrap();
                 let mut out = Jsonl::open(&path).unwrap();
                 let n = match event {
                     Event::Train(n) | Event::Crash(n, _) => n,
@@ -382,7 +374,7 @@ mod tests {
                     Event::Back(_) => synced = length,
                 }
             }
-            cut_back(&path, checkpoint).unwrap();
+            cut_back(&path, known_at(checkpoint, checkpoint)).unwrap();
             // Every step once, in order, none missing and none of the lost future.
             prop_assert_eq!(steps(&path), (1..=checkpoint).collect::<Vec<_>>());
             std::fs::remove_dir_all(&dir).unwrap();
@@ -401,7 +393,7 @@ mod tests {
             std::fs::write(&path, &text[..keep]).unwrap();
             let whole = text[..keep].matches('\n').count() as u64;
             if let Some(step) = resumed {
-                cut_back(&path, step).unwrap();
+                cut_back(&path, known_at(step, step)).unwrap();
             }
             let mut out = Jsonl::open(&path).unwrap();
             out.append(&train(9)).unwrap();

@@ -67,9 +67,7 @@ impl MetricsJson {
         let mut failed = None;
         let (mut position, mut body) = (self.position, self.body);
         let written = files::write_atomic(&self.path, |out| {
-            let copied = old
-                .map(|file| io::copy(&mut file.take(body), out))
-                .transpose()?;
+            let copied = old.map(|file| io::copy(&mut file.take(body), out)).transpose()?;
             if copied.is_none() {
                 out.write_all(b"[")?;
                 body = 1;
@@ -101,8 +99,7 @@ impl MetricsJson {
         while let Some(record) = records.next() {
             if let Some(entry) = entry(&record?.value, &self.names) {
                 let text = format!("{}{entry}", if *body > 1 { ",\n" } else { "\n" });
-                out.write_all(text.as_bytes())
-                    .map_err(|e| Error::write(&self.path, &e))?;
+                out.write_all(text.as_bytes()).map_err(|e| Error::write(&self.path, &e))?;
                 *body += text.len() as u64;
             }
             *position = records.position();
@@ -150,9 +147,7 @@ fn entry(record: &Value, names: &[String]) -> Option<Value> {
 /// Anything else is copied.
 fn rounded(value: &Value) -> Value {
     match value.as_f64().filter(|_| value.is_f64()) {
-        Some(x) => format!("{x:.4}")
-            .parse::<f64>()
-            .map_or(Value::Null, |x| json!(x)),
+        Some(x) => format!("{x:.4}").parse::<f64>().map_or(Value::Null, |x| json!(x)),
         None => value.clone(),
     }
 }
@@ -164,9 +159,7 @@ mod tests {
     use crate::report::jsonl::Jsonl;
 
     fn names() -> Vec<String> {
-        ["loss", PERPLEXITY, "acc", "ptm_acc"]
-            .map(String::from)
-            .to_vec()
+        ["loss", PERPLEXITY, "acc", "ptm_acc"].map(String::from).to_vec()
     }
 
     fn array(path: &Path) -> Vec<Value> {
@@ -199,10 +192,7 @@ mod tests {
         .unwrap();
         array_file.update().unwrap();
         // The next update has nothing left to convert, and changes nothing.
-        assert_eq!(
-            array_file.position.bytes,
-            std::fs::metadata(&source).unwrap().len()
-        );
+        assert_eq!(array_file.position.bytes, std::fs::metadata(&source).unwrap().len());
         array_file.update().unwrap();
         let expected = [
             json!({"split": {"train": 90, "val": 5, "test": 5, "seed": 42, "file": "a.csv"}}),
@@ -223,8 +213,7 @@ mod tests {
         let dir = scratch("anew");
         let (source, path) = (dir.join("metrics.jsonl"), dir.join("metrics.json"));
         let mut out = Jsonl::open(&source).unwrap();
-        out.append(&json!({"kind": "test", "step": 3, "loss": 2.0}))
-            .unwrap();
+        out.append(&json!({"kind": "test", "step": 3, "loss": 2.0})).unwrap();
         let mut file = MetricsJson::new(&source, &path, &names());
         file.update().unwrap();
         std::fs::write(&path, "[]").unwrap();
@@ -244,12 +233,7 @@ mod tests {
     #[test]
     fn rounding_is_pythons() {
         // round(x, 4) in Python 3.
-        for (x, expected) in [
-            (0.00005, 0.0001),
-            (0.12345, 0.1235),
-            (0.00015, 0.0001),
-            (2.0, 2.0),
-        ] {
+        for (x, expected) in [(0.00005, 0.0001), (0.12345, 0.1235), (0.00015, 0.0001), (2.0, 2.0)] {
             assert_eq!(rounded(&json!(x)), json!(expected), "{x}");
         }
         assert_eq!(rounded(&json!(0.03125)), json!(0.0312));

@@ -76,11 +76,7 @@ impl StepReport {
 /// and so on.
 impl fmt::Display for StepReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "step {}/{} | epoch {:.2}",
-            self.step, self.total_steps, self.epoch
-        )?;
+        write!(f, "step {}/{} | epoch {:.2}", self.step, self.total_steps, self.epoch)?;
         match self.loss {
             Some(loss) => write!(f, " | loss {loss:.4}")?,
             None => write!(f, " | loss -")?,
@@ -98,11 +94,7 @@ impl fmt::Display for StepReport {
         write!(f, " | {} tok/s", rate(self.tokens as f64 / self.seconds))?;
         write!(f, " | pad {:.0}%", 100.0 * self.padding())?;
         write!(f, " | wait {}", percent(self.waiting_seconds, self.seconds))?;
-        write!(
-            f,
-            " | {}",
-            duration(self.seconds / self.steps.max(1) as f64)
-        )?;
+        write!(f, " | {}", duration(self.seconds / self.steps.max(1) as f64))?;
         if let Some(left) = self.seconds_left {
             write!(f, " | left {}", duration(left))?;
         }
@@ -126,10 +118,7 @@ pub struct TimeLeft {
 impl TimeLeft {
     /// Looks back over the last `window` reports (at least one).
     pub fn new(window: usize) -> Self {
-        TimeLeft {
-            recent: VecDeque::new(),
-            window: window.max(1),
-        }
+        TimeLeft { recent: VecDeque::new(), window: window.max(1) }
     }
 
     /// Notes that so many steps took so many seconds.
@@ -142,21 +131,15 @@ impl TimeLeft {
 
     /// Seconds that so many further steps will take; `None` before anything was seen.
     pub fn left(&self, steps: u64) -> Option<f64> {
-        let (done, seconds) = self
-            .recent
-            .iter()
-            .fold((0, 0.0), |(n, s), (steps, took)| (n + steps, s + took));
+        let (done, seconds) =
+            self.recent.iter().fold((0, 0.0), |(n, s), (steps, took)| (n + steps, s + took));
         (done > 0).then(|| steps as f64 * seconds / done as f64)
     }
 }
 
 /// A count: `950`, `61.2k`, `3.4M`, `1.5G`.
 pub fn count(n: u64) -> String {
-    if n < 1000 {
-        n.to_string()
-    } else {
-        scaled(n as f64)
-    }
+    if n < 1000 { n.to_string() } else { scaled(n as f64) }
 }
 
 /// A rate: like [`count`], with one decimal below 10; `?` where it is not finite.
@@ -249,9 +232,7 @@ pub fn figure(value: f64) -> String {
 /// between machines.
 pub fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
@@ -285,12 +266,7 @@ mod tests {
         let line = "step 120/5000 | epoch 0.42 | loss 2.3145 | lr 2.00e-4 | norm 0.83 | \
                     61.2k tok/s | pad 7% | wait 0% | 412 ms | left 1h02m | mem 1.2 GB";
         assert_eq!(report().to_string(), line);
-        let mut skipped = StepReport {
-            loss: None,
-            grad_norm: None,
-            skipped: 2,
-            ..report()
-        };
+        let mut skipped = StepReport { loss: None, grad_norm: None, skipped: 2, ..report() };
         skipped.figures.push(("acc".into(), 0.25));
         let text = skipped.to_string();
         assert!(text.contains("| loss - | acc 0.250 | lr"), "{text}");
@@ -305,20 +281,11 @@ mod tests {
 
     #[test]
     fn the_record_is_valid_json_whatever_the_numbers() {
-        let mut bad = StepReport {
-            loss: Some(f64::NAN),
-            ..report()
-        };
+        let mut bad = StepReport { loss: Some(f64::NAN), ..report() };
         bad.figures.push(("acc".into(), f64::INFINITY));
         let record: Value = serde_json::from_str(&bad.record().to_string()).unwrap();
-        assert_eq!(
-            (&record["loss"], &record["acc"]),
-            (&Value::Null, &Value::Null)
-        );
-        assert_eq!(
-            (&record["kind"], &record["step"]),
-            (&json!("train"), &json!(120))
-        );
+        assert_eq!((&record["loss"], &record["acc"]), (&Value::Null, &Value::Null));
+        assert_eq!((&record["kind"], &record["step"]), (&json!("train"), &json!(120)));
         assert_eq!(record["lr"].as_f64(), Some(2e-4));
     }
 
@@ -329,47 +296,20 @@ mod tests {
         for (n, text) in counts.into_iter().chain(more) {
             assert_eq!(count(n), text);
         }
-        for (n, text) in [
-            (999, "999 B"),
-            (48_000, "48.0 kB"),
-            (1_234_567_890, "1.2 GB"),
-        ] {
+        for (n, text) in [(999, "999 B"), (48_000, "48.0 kB"), (1_234_567_890, "1.2 GB")] {
             assert_eq!(bytes(n), text);
         }
-        for (x, text) in [
-            (3.24, "3.2"),
-            (9.96, "10"),
-            (999.6, "1.0k"),
-            (f64::NAN, "?"),
-        ] {
+        for (x, text) in [(3.24, "3.2"), (9.96, "10"), (999.6, "1.0k"), (f64::NAN, "?")] {
             assert_eq!(rate(x), text);
         }
-        let times = [
-            (0.0004, "0.4 ms"),
-            (0.412, "412 ms"),
-            (0.9996, "1.0 s"),
-            (4.2, "4.2 s"),
-        ];
-        let longer = [
-            (59.96, "1m00s"),
-            (192.0, "3m12s"),
-            (3599.6, "1h00m"),
-            (3720.0, "1h02m"),
-        ];
-        let longest = [
-            (86_399.0, "1d00h"),
-            (273_600.0, "3d04h"),
-            (f64::INFINITY, "?"),
-        ];
+        let times = [(0.0004, "0.4 ms"), (0.412, "412 ms"), (0.9996, "1.0 s"), (4.2, "4.2 s")];
+        let longer = [(59.96, "1m00s"), (192.0, "3m12s"), (3599.6, "1h00m"), (3720.0, "1h02m")];
+        let longest = [(86_399.0, "1d00h"), (273_600.0, "3d04h"), (f64::INFINITY, "?")];
         for (x, text) in times.into_iter().chain(longer).chain(longest) {
             assert_eq!(duration(x), text, "{x}");
         }
-        for (x, text) in [
-            (128.0, "128"),
-            (0.3312, "0.331"),
-            (65536.5, "65536.5"),
-            (2e6, "2.00e6"),
-        ] {
+        for (x, text) in [(128.0, "128"), (0.3312, "0.331"), (65536.5, "65536.5"), (2e6, "2.00e6")]
+        {
             assert_eq!(figure(x), text);
         }
     }
@@ -391,11 +331,7 @@ mod tests {
     fn resident_memory_covers_what_is_held() {
         let held = std::hint::black_box(vec![1u8; 64 << 20]);
         let resident = resident_bytes().unwrap();
-        assert!(
-            (64 << 20..1 << 40).contains(&resident),
-            "{resident} {}",
-            held.len()
-        );
+        assert!((64 << 20..1 << 40).contains(&resident), "{resident} {}", held.len());
     }
 
     proptest! {

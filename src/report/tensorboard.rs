@@ -34,10 +34,7 @@ impl TensorBoard {
     pub fn create(dir: &Path, resumed: Option<u64>) -> Result<Self> {
         files::make_dir(dir)?;
         let (file, path) = new_file(dir)?;
-        let mut board = TensorBoard {
-            out: BufWriter::new(file),
-            path,
-        };
+        let mut board = TensorBoard { out: BufWriter::new(file), path };
         let mut version = Vec::new();
         bytes_field(&mut version, 3, FILE_VERSION);
         board.event(0, &version)?;
@@ -72,32 +69,23 @@ impl TensorBoard {
 
     /// Writes one event: time, step, and `what` as already encoded fields.
     fn event(&mut self, step: u64, what: &[u8]) -> Result<()> {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut event = vec![1 << 3 | 1];
         event.extend(now.as_secs_f64().to_le_bytes());
         varint_field(&mut event, 2, step);
         event.extend(what);
-        self.out
-            .write_all(&frame(&event))
-            .map_err(|e| Error::write(&self.path, &e))
+        self.out.write_all(&frame(&event)).map_err(|e| Error::write(&self.path, &e))
     }
 }
 
 /// A file that was not there: TensorBoard reads the files of a directory in the order of their
 /// names, so the name starts with the time, and no earlier file is ever added to.
 fn new_file(dir: &Path) -> Result<(File, PathBuf)> {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let (host, process) = (files::host_name(), std::process::id());
     let mut attempt = 0;
     loop {
-        let path = dir.join(format!(
-            "events.out.tfevents.{now:010}.{host}.{process}.{attempt}"
-        ));
+        let path = dir.join(format!("events.out.tfevents.{now:010}.{host}.{process}.{attempt}"));
         match OpenOptions::new().write(true).create_new(true).open(&path) {
             Ok(file) => return Ok((file, path)),
             Err(e) if e.kind() == ErrorKind::AlreadyExists => attempt += 1,
@@ -155,11 +143,7 @@ const fn crc_table() -> [u32; 256] {
         let mut crc = i as u32;
         let mut bit = 0;
         while bit < 8 {
-            crc = if crc & 1 == 1 {
-                crc >> 1 ^ 0x82F6_3B78
-            } else {
-                crc >> 1
-            };
+            crc = if crc & 1 == 1 { crc >> 1 ^ 0x82F6_3B78 } else { crc >> 1 };
             bit += 1;
         }
         table[i] = crc;
@@ -236,10 +220,7 @@ mod tests {
         assert_eq!(crc32c(&[0; 32]), 0x8A91_36AA);
         assert_eq!(crc32c(&[0xFF; 32]), 0x62A8_AB43);
         // How every event file begins: the length of its first event, 24, and that one's checksum.
-        assert_eq!(
-            frame(&[0; 24])[..12],
-            [0x18, 0, 0, 0, 0, 0, 0, 0, 0xA3, 0x7F, 0x4B, 0x22]
-        );
+        assert_eq!(frame(&[0; 24])[..12], [0x18, 0, 0, 0, 0, 0, 0, 0, 0xA3, 0x7F, 0x4B, 0x22]);
     }
 
     #[test]
@@ -251,29 +232,14 @@ mod tests {
         let events = events(&std::fs::read(&board.path).unwrap());
         assert_eq!(events.len(), 3);
         let decoded: Vec<Vec<Field>> = events.iter().map(|event| fields(event)).collect();
-        assert_eq!(
-            decoded[0][1..],
-            [Field::Number(2, 0), Field::Bytes(3, FILE_VERSION)]
-        );
-        assert_eq!(
-            decoded[1][1..],
-            [Field::Number(2, 301), Field::Bytes(7, &[8, 1])]
-        );
+        assert_eq!(decoded[0][1..], [Field::Number(2, 0), Field::Bytes(3, FILE_VERSION)]);
+        assert_eq!(decoded[1][1..], [Field::Number(2, 301), Field::Bytes(7, &[8, 1])]);
         assert_eq!(decoded[2][1], Field::Number(2, 301));
-        let Field::Bytes(5, summary) = decoded[2][2] else {
-            panic!("no summary: {decoded:?}")
-        };
-        let [Field::Bytes(1, value)] = fields(summary)[..] else {
-            panic!("no value")
-        };
-        let expected = [
-            Field::Bytes(1, b"train/loss"),
-            Field::Bytes(2, &2.5f32.to_le_bytes()),
-        ];
+        let Field::Bytes(5, summary) = decoded[2][2] else { panic!("no summary: {decoded:?}") };
+        let [Field::Bytes(1, value)] = fields(summary)[..] else { panic!("no value") };
+        let expected = [Field::Bytes(1, b"train/loss"), Field::Bytes(2, &2.5f32.to_le_bytes())];
         assert_eq!(fields(value), expected);
-        let Field::Bytes(1, time) = decoded[2][0] else {
-            panic!("no time")
-        };
+        let Field::Bytes(1, time) = decoded[2][0] else { panic!("no time") };
         assert!(f64::from_le_bytes(time.try_into().unwrap()) > 1.7e9);
         std::fs::remove_dir_all(dir).unwrap();
     }

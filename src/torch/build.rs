@@ -17,8 +17,14 @@ fn main() {
     let root = lib.parent().expect("libtorch's lib directory has a parent").to_path_buf();
 
     let x86 = env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
-    let avx512 =
-        ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"];
+    let avx512 = [
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mfma",
+        "-mprefer-vector-width=512",
+    ];
     kernels(cpp, "generic", &[]);
     if x86 {
         kernels(cpp, "avx2", &["-mavx2", "-mfma"]);
@@ -36,7 +42,8 @@ fn main() {
     println!("cargo:rustc-link-lib=gomp");
     // The libgomp that libtorch brings must be the only one in the process.
     println!("cargo:rustc-link-search=native={}", lib.display());
-    let nccl = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it")).join(".venv/nccl");
+    let nccl =
+        PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it")).join(".venv/nccl");
     for dir in [&lib, &nccl] {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{}", dir.display());
     }

@@ -188,7 +188,11 @@ impl LoadReport {
             parts.push(format!("{} missing ({})", self.missing.len(), list(&self.missing)));
         }
         if !self.unexpected.is_empty() {
-            parts.push(format!("{} unexpected ({})", self.unexpected.len(), list(&self.unexpected)));
+            parts.push(format!(
+                "{} unexpected ({})",
+                self.unexpected.len(),
+                list(&self.unexpected)
+            ));
         }
         Err(Error::damaged(format!("the tensors are not this model's: {}", parts.join(", ")))
             .at(file.root().display())

@@ -167,7 +167,9 @@ impl WeightFile {
     pub fn read_bool(&self, name: &str) -> Result<Tensor> {
         let (info, bytes) = self.bytes(name)?;
         if info.dtype != Dtype::BOOL {
-            return Err(Error::damaged(format!("tensor {name} is not boolean")).at(self.place(name)));
+            return Err(
+                Error::damaged(format!("tensor {name} is not boolean")).at(self.place(name))
+            );
         }
         let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
         Tensor::f_from_data_size(&bytes, &shape, Kind::Bool)
@@ -269,7 +271,11 @@ fn read_header(path: &Path, file: &File) -> Result<Vec<(String, TensorInfo, u64)
     let start = 8 + length;
     let end = metadata.data_len() as u64;
     if start + end != size {
-        return Err(damaged(format!("{} bytes of data are promised, {} are there", end, size - start)));
+        return Err(damaged(format!(
+            "{} bytes of data are promised, {} are there",
+            end,
+            size - start
+        )));
     }
     let tensors = metadata.tensors();
     let mut list: Vec<_> =

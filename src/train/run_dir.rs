@@ -1,0 +1,237 @@
+//! Which directory a run lives in, and that it lives there alone.
+//!
+//! A run directory is `<output_dir>/<name>-YYYY-MM-DD-HH-MM-SS/` (UTC). A start goes on with the
+//! newest one of the same name and identity that is not complete, so a requeued job needs no flag.
+//! A heartbeat file says that a process is at work there.
+
+use crate::error::{Error, Result};
+use crate::files;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+const RUN: &str = "run.json";
+const HEARTBEAT: &str = "heartbeat.json";
+
+/// A heartbeat is written this often, and counts as fresh for five times as long.
+const BEAT: Duration = Duration::from_secs(2);
+
+/// What a run directory says about itself.
+#[derive(Serialize, Deserialize)]
+struct RunFile {
+    identity: String,
+    complete: bool,
+}
+
+/// Who is at work in a run directory.
+#[derive(Serialize, Deserialize)]
+struct Beat {
+    host: String,
+    pid: u32,
+    unix_seconds: f64,
+}
+
+/// How a run directory was come by.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunDir {
+    /// Its path.
+    pub path: PathBuf,
+    /// Whether it was there already.
+    pub continued: bool,
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}
+
+/// `YYYY-MM-DD-HH-MM-SS` in UTC (civil date from days, after Hinnant's `chrono` paper).
+fn time_stamp(unix_seconds: u64) -> String {
+    let (days, second) = ((unix_seconds / 86_400) as i64, unix_seconds % 86_400);
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let day_of_era = z.rem_euclid(146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let m = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * m + 2) / 5 + 1;
+    let month = if m < 10 { m + 3 } else { m - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (h, min, s) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}-{h:02}-{min:02}-{s:02}")
+}
+
+/// The run directories of this name, newest first.
+pub fn list(output_dir: &Path, name: &str) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(output_dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::read(output_dir, &e)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| Error::read(output_dir, &e))?;
+        let own = entry.file_name();
+        let stamp = own.to_str().and_then(|n| n.strip_prefix(name)?.strip_prefix('-'));
+        let is_stamp = stamp.is_some_and(|s| {
+            s.len() >= 19 && s.chars().all(|c| c.is_ascii_digit() || c == '-')
+        });
+        if is_stamp && entry.path().join(RUN).is_file() {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    found.reverse();
+    Ok(found)
+}
+
+/// Finds the directory to go on in, or makes one (rank 0 alone). With `fresh`, always makes one.
+pub fn find_or_make(output_dir: &Path, name: &str, identity: &str, fresh: bool) -> Result<RunDir> {
+    if !fresh {
+        for path in list(output_dir, name)? {
+            let Ok(run) = read(&path) else { continue };
+            if run.identity == identity && !run.complete {
+                refuse_if_busy(&path)?;
+                return Ok(RunDir { path, continued: true });
+            }
+        }
+    }
+    files::make_dir(output_dir)?;
+    let stamp = time_stamp(now() as u64);
+    for attempt in 1.. {
+        let more = if attempt == 1 { String::new() } else { format!("-{attempt}") };
+        let path = output_dir.join(format!("{name}-{stamp}{more}"));
+        match fs::create_dir(&path) {
+            Ok(()) => {
+                write(&path, identity, false)?;
+                return Ok(RunDir { path, continued: false });
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(Error::write(&path, &e)),
+        }
+    }
+    unreachable!("some name is free")
+}
+
+fn read(path: &Path) -> Result<RunFile> {
+    let file = path.join(RUN);
+    serde_json::from_str(&files::read_text(&file)?)
+        .map_err(|e| Error::damaged(format!("not a run's file: {e}")).at(file.display()))
+}
+
+fn write(path: &Path, identity: &str, complete: bool) -> Result<()> {
+    let run = RunFile { identity: identity.to_string(), complete };
+    let text = serde_json::to_string_pretty(&run)
+        .map_err(|e| Error::bug(format!("{RUN} cannot be written: {e}")))?;
+    files::write_text(&path.join(RUN), &text)
+}
+
+/// Marks a run as complete: the next start of the same configuration begins a new one.
+pub fn complete(path: &Path, identity: &str) -> Result<()> {
+    write(path, identity, true)
+}
+
+fn refuse_if_busy(path: &Path) -> Result<()> {
+    let Ok(text) = fs::read_to_string(path.join(HEARTBEAT)) else { return Ok(()) };
+    let Ok(beat) = serde_json::from_str::<Beat>(&text) else { return Ok(()) };
+    let age = now() - beat.unix_seconds;
+    // A process of this host that is gone left its heartbeat behind.
+    let gone = beat.host == files::host_name() && !Path::new(&format!("/proc/{}", beat.pid)).exists();
+    if gone || age > 5.0 * BEAT.as_secs_f64() {
+        return Ok(());
+    }
+    Err(Error::launch(format!(
+        "this run is already at work: process {} on {} gave a sign of life {age:.0} s ago",
+        beat.pid, beat.host
+    ))
+    .at(path.display())
+    .hint("wait for it or stop it; `--new` begins another run of the same configuration"))
+}
+
+/// Gives signs of life in a run directory until it is dropped.
+pub struct Heartbeat {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    file: PathBuf,
+}
+
+impl Heartbeat {
+    /// The first sign is written before this returns.
+    pub fn start(run_dir: &Path) -> Result<Heartbeat> {
+        let file = run_dir.join(HEARTBEAT);
+        beat(&file)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (flag, own) = (stop.clone(), file.clone());
+        let thread = std::thread::Builder::new()
+            .name("heartbeat".to_string())
+            .spawn(move || {
+                while !flag.load(Ordering::SeqCst) {
+                    std::thread::park_timeout(BEAT);
+                    // A full disk shows where it matters, at the next checkpoint.
+                    let _ = beat(&own);
+                }
+            })
+            .map_err(|e| Error::launch(format!("cannot start the heartbeat: {e}")))?;
+        Ok(Heartbeat { stop, thread: Some(thread), file })
+    }
+}
+
+fn beat(file: &Path) -> Result<()> {
+    let beat = Beat { host: files::host_name(), pid: std::process::id(), unix_seconds: now() };
+    let text = serde_json::to_string(&beat)
+        .map_err(|e| Error::bug(format!("a heartbeat cannot be written: {e}")))?;
+    let temporary = files::temporary_name(file);
+    fs::write(&temporary, text).map_err(|e| Error::write(&temporary, &e))?;
+    fs::rename(&temporary, file).map_err(|e| Error::write(file, &e))
+}
+
+impl Drop for Heartbeat {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+        // Nobody is at work here any more.
+        let _ = fs::remove_file(&self.file);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_stamps() {
+        assert_eq!(time_stamp(0), "1970-01-01-00-00-00");
+        assert_eq!(time_stamp(951_782_400), "2000-02-29-00-00-00");
+        assert_eq!(time_stamp(1_795_132_799), "2026-11-19-23-59-59");
+    }
+
+    #[test]
+    fn a_start_goes_on_where_the_same_run_stopped() {
+        let dir = std::env::temp_dir().join(format!("trainer-runs-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        let first = find_or_make(&dir, "a", "one", false).unwrap();
+        assert!(!first.continued);
+        let again = find_or_make(&dir, "a", "one", false).unwrap();
+        assert_eq!((again.path.clone(), again.continued), (first.path.clone(), true));
+        assert!(!find_or_make(&dir, "a", "two", false).unwrap().continued);
+        assert!(!find_or_make(&dir, "a-b", "one", false).unwrap().continued);
+        let fresh = find_or_make(&dir, "a", "one", true).unwrap();
+        assert_ne!(fresh.path, first.path);
+
+        let heartbeat = Heartbeat::start(&fresh.path).unwrap();
+        let busy = find_or_make(&dir, "a", "one", false).unwrap_err();
+        assert_eq!(busy.code(), 4);
+        drop(heartbeat);
+        assert!(find_or_make(&dir, "a", "one", false).unwrap().continued);
+        complete(&fresh.path, "one").unwrap();
+        assert_eq!(find_or_make(&dir, "a", "one", false).unwrap().path, first.path);
+        fs::remove_dir_all(dir).unwrap();
+    }
+}
