@@ -2,6 +2,7 @@
 //! and `tests/layers.rs` holds who may import whom.
 
 pub mod cache;
+pub mod commands;
 pub mod config;
 pub mod data;
 pub mod dist;
@@ -11,6 +12,7 @@ pub mod files;
 pub mod metrics;
 pub mod models;
 pub mod nn;
+pub mod recipes;
 pub mod report;
 pub mod rng;
 pub mod torch;

@@ -108,7 +108,7 @@ fn esm2(case: &str) {
     }
     for layer in [1, model.last_layer()] {
         let padded = tch::no_grad(|| model.forward(&ids, &mask, layer));
-        let packed = model.packed().forward(&packed_ids, &offsets, layer).unwrap();
+        let packed = model.forward_packed(&packed_ids, &offsets, layer).unwrap();
         for (row, n) in lengths.iter().enumerate() {
             let own = packed.narrow(0, offsets[row], *n);
             close("packed", &own, &padded.get(row as i64).narrow(0, 0, *n), 2e-5);

@@ -1,17 +1,22 @@
-//! The command line: one file a subcommand, wiring and no logic.
+//! The command line: what can be asked, and which recipe or room answers.
 
 mod context;
+mod doctor;
+mod export;
+mod inspect;
 
-pub use context::Context;
-
-use crate::error::Result;
+use crate::config::{ConfigFile, array_part, environment};
+use crate::error::{Error, Result};
+use crate::recipes::{self, Done, Recipe, Session, UseArgs};
+use crate::report::console::Level;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
-use std::process::ExitCode;
+
+pub use context::start;
 
 /// MPI-style trainer for protein, molecule and materials models.
 ///
-/// Start it alone, under mpirun or under srun; every rank is one process.
+/// Start it alone, under mpirun or under srun: each rank is one process.
 #[derive(Parser)]
 #[command(version, about, max_term_width = 100)]
 pub struct Cli {
@@ -20,33 +25,190 @@ pub struct Cli {
     pub command: Command,
     /// Say more.
     #[arg(short, long, global = true, conflicts_with = "quiet")]
-    pub verbose: bool,
+    verbose: bool,
     /// Say warnings alone.
     #[arg(short, long, global = true)]
-    pub quiet: bool,
+    quiet: bool,
 }
 
-/// A configuration file and what changes it.
-#[derive(Args, Clone)]
+/// A configuration and what changes it.
+#[derive(Args)]
 pub struct ConfigArgs {
     /// The configuration (YAML).
-    pub config: PathBuf,
-    /// Changes a key: dotted.key=value. May be repeated.
+    config: PathBuf,
+    /// Change a key: dotted.key=value (repeatable).
     #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
-    /// Checks configuration, data headers and model shapes, prints what would be done, and stops.
+    set: Vec<String>,
+    /// Check configuration, data and model shapes, say what would be done, and stop.
     #[arg(long)]
-    pub dry_run: bool,
+    dry_run: bool,
+}
+
+/// What to apply a trained model to.
+#[derive(Args)]
+pub struct ModelArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// A checkpoint of ours, a run, or weights as safetensors [default: the newest run's best].
+    #[arg(long)]
+    checkpoint: Option<PathBuf>,
+    /// Where results go [default: standard output].
+    #[arg(long)]
+    output: Option<PathBuf>,
 }
 
 /// The subcommands.
 #[derive(Subcommand)]
 pub enum Command {
+    /// Do whatever of embed, train and evaluate is not done yet.
+    Run {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Begin a new run even if there is one to go on with.
+        #[arg(long)]
+        new: bool,
+    },
+    /// Precompute ESM embeddings into a sharded HDF5 cache.
+    Embed {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// The i-th of n disjoint shares, from 0 [default: the array task's].
+        #[arg(long, value_name = "I/N")]
+        part: Option<String>,
+    },
+    /// Train, or go on training.
+    Train {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Begin a new run even if there is one to go on with.
+        #[arg(long)]
+        new: bool,
+    },
+    /// Measure a checkpoint on the validation and test parts.
+    Evaluate(ModelArgs),
+    /// Apply a checkpoint to new data: probabilities as CSV, hidden states as .h5.
+    Predict {
+        #[command(flatten)]
+        model: ModelArgs,
+        /// What to predict for [default: dataset.dataset_location].
+        #[arg(long)]
+        input: Option<PathBuf>,
+        /// Least probability that is written.
+        #[arg(long, default_value_t = 0.01)]
+        min_probability: f64,
+        /// One vector a sequence instead of one a residue (.h5).
+        #[arg(long)]
+        mean: bool,
+    },
+    /// Put a cache or a checkpoint into other people's layouts.
+    Export(export::ExportArgs),
+    /// Say what is in a data file, cache, checkpoint, run or configuration, and whether it is whole.
+    Inspect(inspect::InspectArgs),
+    /// Write a small synthetic data set for a recipe.
+    Sample {
+        /// The recipe.
+        recipe: String,
+        /// Where to.
+        dir: PathBuf,
+        /// Seed of the data.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+    /// Say what this program finds on this machine.
+    Doctor,
 }
 
 impl Cli {
+    /// How much is said.
+    pub fn level(&self) -> Level {
+        match (self.verbose, self.quiet) {
+            (true, _) => Level::Verbose,
+            (_, true) => Level::Quiet,
+            _ => Level::Normal,
+        }
+    }
+
     /// Runs the command on this rank.
-    pub fn run(&self, context: &Context) -> Result<ExitCode> {
-        match self.command {}
+    pub fn run(&self, session: &Session) -> Result<Done> {
+        match &self.command {
+            Command::Run { config, new } => {
+                let (file, recipe) = config.open()?;
+                if config.dry_run {
+                    return dry(recipe, &file, session);
+                }
+                if recipe.needs_cache(&file)? && recipe.embed(&file, session, (0, 1))? == Done::Preempted {
+                    return Ok(Done::Preempted);
+                }
+                recipe.train(&file, session, *new)
+            }
+            Command::Embed { config, part } => {
+                let (file, recipe) = config.open()?;
+                let part = parse_part(part.as_deref())?;
+                if config.dry_run { dry(recipe, &file, session) } else { recipe.embed(&file, session, part) }
+            }
+            Command::Train { config, new } => {
+                let (file, recipe) = config.open()?;
+                if config.dry_run { dry(recipe, &file, session) } else { recipe.train(&file, session, *new) }
+            }
+            Command::Evaluate(args) => {
+                let (file, recipe) = args.config.open()?;
+                recipe.evaluate(&file, session, &args.common())
+            }
+            Command::Predict { model, input, min_probability, mean } => {
+                let (file, recipe) = model.config.open()?;
+                let args = UseArgs {
+                    input: input.clone(),
+                    min_probability: *min_probability,
+                    mean: *mean,
+                    ..model.common()
+                };
+                recipe.predict(&file, session, &args)
+            }
+            Command::Export(args) => export::run(args, session),
+            Command::Inspect(args) => inspect::run(args, session),
+            Command::Sample { recipe, dir, seed } => {
+                let said = recipes::find(recipe)?.sample(dir, *seed)?;
+                session.console.line(&said);
+                Ok(Done::Complete)
+            }
+            Command::Doctor => doctor::run(session),
+        }
+    }
+}
+
+fn dry(recipe: &dyn Recipe, file: &ConfigFile, session: &Session) -> Result<Done> {
+    recipe.dry_run(file, session)?;
+    Ok(Done::Complete)
+}
+
+impl ConfigArgs {
+    fn open(&self) -> Result<(ConfigFile, &'static dyn Recipe)> {
+        let file = ConfigFile::load(&self.config, &self.set)?;
+        let recipe = recipes::find(file.recipe()?).map_err(|e| e.at(file.place("recipe")))?;
+        Ok((file, recipe))
+    }
+}
+
+impl ModelArgs {
+    fn common(&self) -> UseArgs {
+        UseArgs {
+            checkpoint: self.checkpoint.clone(),
+            output: self.output.clone(),
+            ..UseArgs::default()
+        }
+    }
+}
+
+/// `I/N`, or the array task's share, or all.
+fn parse_part(given: Option<&str>) -> Result<(usize, usize)> {
+    let Some(text) = given else {
+        return Ok(array_part(environment())?.unwrap_or((0, 1)));
+    };
+    let numbers = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+    match numbers {
+        Some((i, n)) if i < n => Ok((i, n)),
+        _ => Err(Error::usage(format!("`{text}` is no part"))
+            .at("--part")
+            .hint("give i/n with i from 0 to n - 1, such as 0/4")),
     }
 }

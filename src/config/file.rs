@@ -86,6 +86,15 @@ impl ConfigFile {
         typed::read(&self.section_value(name), name).map_err(|misfit| self.refuse(&misfit))
     }
 
+    /// Reads a section without the keys in `others`, which its reader takes apart by itself.
+    pub fn section_without<T: DeserializeOwned>(&self, name: &str, others: &[&str]) -> Result<T> {
+        let mut value = self.section_value(name);
+        if let Some(map) = value.as_object_mut() {
+            map.retain(|key, _| !others.contains(&key.as_str()));
+        }
+        typed::read(&value, name).map_err(|misfit| self.refuse(&misfit))
+    }
+
     /// Reads a shared section and checks its ranges.
     pub fn read<T: Section>(&self) -> Result<T> {
         let section: T = self.section(T::NAME)?;

@@ -27,9 +27,9 @@ pub struct World {
 }
 
 impl World {
-    /// Joins the job. `expected` is the (rank, size) that the launcher's environment promises, if
-    /// it promises any; None where there is no launcher, and then there is no MPI either.
-    pub fn start(expected: Option<(usize, usize)>) -> Result<World> {
+    /// Joins the job. `expected` is the rank and, where it says so, the size that the launcher's
+    /// environment promises; None where there is no launcher, and then there is no MPI either.
+    pub fn start(expected: Option<(usize, Option<usize>)>) -> Result<World> {
         let Some((rank, size)) = expected else {
             return Ok(World { comm: Comm::Solo, local_rank: 0, local_size: 1, universe: None });
         };
@@ -40,6 +40,7 @@ impl World {
         let mpi = Mpi::world()?;
         RANK.store(mpi.rank, Ordering::SeqCst);
         SIZE.store(mpi.size, Ordering::SeqCst);
+        let size = size.unwrap_or(mpi.size);
         if (mpi.rank, mpi.size) != (rank, size) {
             return Err(Error::launch(format!(
                 "the launcher says rank {rank} of {size}, MPI says rank {} of {}",

@@ -89,19 +89,6 @@ impl Encoder {
         self.device == Device::Cpu
     }
 
-    /// Something that embeds many batches: weights are arranged once.
-    pub fn session(&self) -> Session<'_> {
-        Session { encoder: self, packed: self.is_packed().then(|| self.model.packed()) }
-    }
-}
-
-/// See [`Encoder::session`].
-pub struct Session<'a> {
-    encoder: &'a Encoder,
-    packed: Option<crate::models::esm2::Packed<'a>>,
-}
-
-impl Session<'_> {
     /// Hidden states of sequences of ESM ids without specials, `[T, D]` on the encoder's device:
     /// the sequences lie one after another, each as `<cls>`, residues, `<eos>`.
     pub fn embed(&self, sequences: &[&[u8]]) -> Result<Tensor> {
@@ -114,10 +101,10 @@ impl Session<'_> {
             ids.push(EOS);
             offsets.push(ids.len() as i64);
         }
-        match &self.packed {
-            Some(packed) => packed.forward(&ids, &offsets, self.encoder.layer),
-            None => self.padded(&ids, &offsets),
+        if self.is_packed() {
+            return self.model.forward_packed(&ids, &offsets, self.layer);
         }
+        self.padded(&ids, &offsets)
     }
 
     /// The same as one padded batch, for devices without the packed kernels.
@@ -136,10 +123,10 @@ impl Session<'_> {
             }
         }
         let shape = [rows.len() as i64, width as i64];
-        let there = |v: &[i64]| Tensor::from_slice(v).to_device(self.encoder.device);
+        let there = |v: &[i64]| Tensor::from_slice(v).to_device(self.device);
         let (padded, mask) = (there(&padded).view(shape), there(&mask).view(shape));
         tch::no_grad(|| {
-            let hidden = self.encoder.model.forward(&padded, &mask, self.encoder.layer);
+            let hidden = self.model.forward(&padded, &mask, self.layer);
             let dim = hidden.size()[2];
             hidden
                 .f_reshape([-1, dim])

@@ -5,7 +5,7 @@
 //! and a shard's bytes do not depend on who makes it. So a job that was killed at any instant, and
 //! goes on with other ranks, ends with the same files.
 
-use super::encoder::{Encoder, Session};
+use super::encoder::Encoder;
 use super::sequences::Sequences;
 use crate::cache::{self, Fingerprint, INPUTS, Manifest, Plan, RecordHead, ShardWriter, Start};
 use crate::config::{Dtype, Pooling};
@@ -240,7 +240,6 @@ pub fn run(work: &Work, comm: &Comm, console: &Console) -> Result<(Ended, Summar
         .collect();
     let mut worker = Worker {
         work,
-        session: work.encoder.session(),
         agreement: Agreement::new(comm),
         console,
         summary: Summary::default(),
@@ -317,7 +316,6 @@ impl Work<'_> {
 
 struct Worker<'a> {
     work: &'a Work<'a>,
-    session: Session<'a>,
     agreement: Agreement<'a>,
     console: &'a Console,
     summary: Summary,
@@ -375,7 +373,7 @@ impl Worker<'_> {
         }
         let rows: Vec<&[u8]> = masked.iter().map(Vec::as_slice).collect();
         let start = Instant::now();
-        let hidden = self.session.embed(&rows)?;
+        let hidden = work.encoder.embed(&rows)?;
         let mut hidden = hidden.to_device(Device::Cpu).contiguous();
         self.summary.forward_seconds += start.elapsed().as_secs_f64();
         let dim = work.encoder.dim();

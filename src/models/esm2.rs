@@ -2,13 +2,14 @@
 //! `EsmModel` computes it: token dropout, rotary positions, pre-norm blocks, a final norm.
 //!
 //! Two ways through the same weights. `forward` takes a padded batch, is differentiable and runs
-//! on any device. `embed_packed` is for inference on the CPU: sequences lie one after another with
+//! on any device. `forward_packed` is for inference on the CPU: sequences lie one after another with
 //! no padding, and attention runs in a kernel made for small heads.
 
 use crate::error::{Error, Result};
 use crate::nn::{Linear, Norm, rotary};
 use crate::torch::{Init, Path, bias_gelu, packed_attention, torch_error};
 use serde::{Deserialize, Serialize};
+use std::cell::OnceCell;
 use tch::{Kind, Tensor};
 
 /// The share of positions that were masked in training times the share of those that became
@@ -156,12 +157,8 @@ pub struct Esm2 {
     norm_before: Option<Norm>,
     layers: Vec<Layer>,
     norm_after: Norm,
-}
-
-/// Weights arranged for inference: query, key and value as one product.
-pub struct Packed<'a> {
-    model: &'a Esm2,
-    qkv: Vec<(Tensor, Tensor)>,
+    /// Query, key and value of each layer as one product, for inference; arranged at first use.
+    qkv: OnceCell<Vec<(Tensor, Tensor)>>,
 }
 
 impl Esm2 {
@@ -205,6 +202,7 @@ impl Esm2 {
                 .then(|| Norm::layer(&embeddings.sub("layer_norm"), d, eps)),
             layers,
             norm_after: Norm::layer(&encoder.sub("emb_layer_norm_after"), d, eps),
+            qkv: OnceCell::new(),
             config: config.clone(),
         }
     }
@@ -269,39 +267,37 @@ impl Esm2 {
         x * mask.unsqueeze(-1)
     }
 
-    /// Arranges the weights for `embed_packed`.
-    pub fn packed(&self) -> Packed<'_> {
+    fn arrange_qkv(&self) -> Vec<(Tensor, Tensor)> {
         let join = |parts: [&Linear; 3]| {
-            let biases = parts.map(|p| p.bias.as_ref().expect("ESM-2's projections have biases"));
+            let biases = parts.map(bias_of);
             (Tensor::cat(&parts.map(|p| &p.weight), 0), Tensor::cat(&biases, 0))
         };
-        let qkv = self.layers.iter().map(|l| join([&l.query, &l.key, &l.value])).collect();
-        Packed { model: self, qkv }
+        self.layers.iter().map(|l| join([&l.query, &l.key, &l.value])).collect()
     }
-}
 
-impl Packed<'_> {
     /// Hidden states `[T, D]` after `layer` layers of sequences that lie one after another;
-    /// sequence i is ids[offsets[i]..offsets[i + 1]], specials included. For the CPU.
-    pub fn forward(&self, ids: &[u8], offsets: &[i64], layer: i64) -> Result<Tensor> {
-        tch::no_grad(|| self.run(ids, offsets, layer))
+    /// sequence i is ids[offsets[i]..offsets[i + 1]], specials included. For inference on the CPU,
+    /// with weights that do not change after the first call.
+    pub fn forward_packed(&self, ids: &[u8], offsets: &[i64], layer: i64) -> Result<Tensor> {
+        tch::no_grad(|| self.run_packed(ids, offsets, layer))
     }
 
-    fn run(&self, ids: &[u8], offsets: &[i64], layer: i64) -> Result<Tensor> {
-        let config = &self.model.config;
+    fn run_packed(&self, ids: &[u8], offsets: &[i64], layer: i64) -> Result<Tensor> {
+        let config = &self.config;
         let (heads, head_dim) = (config.num_attention_heads, config.head_dim());
         let (tokens, width) = (ids.len() as i64, config.hidden_size);
         let longest = offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
         let tables = rotary::tables(longest, head_dim, tch::Device::Cpu);
         let starts = Tensor::from_slice(offsets);
         let failed = |e| torch_error("ESM-2", e);
-        let mut x = self.embed(ids, offsets);
-        for (block, (weight, bias)) in self.model.layers.iter().zip(&self.qkv).take(layer as usize)
+        let mut x = self.embed_packed(ids, offsets);
+        let qkv = self.qkv.get_or_init(|| self.arrange_qkv());
+        for (block, (weight, bias)) in self.layers.iter().zip(qkv).take(layer as usize)
         {
             let h = block.norm.forward(&x);
-            let qkv = h.f_linear(weight, Some(bias)).map_err(failed)?;
-            let qkv = qkv.view([tokens, 3, heads, head_dim]);
-            let y = packed_attention(&qkv, &starts, (&tables.0, &tables.1), longest)?;
+            let joined = h.f_linear(weight, Some(bias)).map_err(failed)?;
+            let joined = joined.view([tokens, 3, heads, head_dim]);
+            let y = packed_attention(&joined, &starts, (&tables.0, &tables.1), longest)?;
             add_product(&mut x, &y, &block.attention_output)?;
             let h = block.feed_forward_norm.forward(&x);
             let h = h.f_linear(&block.intermediate.weight, None::<&Tensor>).map_err(failed)?;
@@ -309,14 +305,14 @@ impl Packed<'_> {
             add_product(&mut x, &h, &block.output)?;
         }
         let x =
-            if layer == self.model.last_layer() { self.model.norm_after.forward(&x) } else { x };
+            if layer == self.last_layer() { self.norm_after.forward(&x) } else { x };
         Ok(x.view([tokens, width]))
     }
 
-    fn embed(&self, ids: &[u8], offsets: &[i64]) -> Tensor {
-        let config = &self.model.config;
+    fn embed_packed(&self, ids: &[u8], offsets: &[i64]) -> Tensor {
+        let config = &self.config;
         let index: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-        let mut x = self.model.word_embeddings.index_select(0, &Tensor::from_slice(&index));
+        let mut x = self.word_embeddings.index_select(0, &Tensor::from_slice(&index));
         if config.token_dropout {
             let is_mask = |id: u8| i64::from(id) == config.mask_token_id;
             let mut scale = vec![0f32; ids.len()];
@@ -330,7 +326,7 @@ impl Packed<'_> {
             }
             x *= Tensor::from_slice(&scale).unsqueeze(-1);
         }
-        match &self.model.norm_before {
+        match &self.norm_before {
             Some(norm) => norm.forward(&x),
             None => x,
         }

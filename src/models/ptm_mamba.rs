@@ -47,6 +47,19 @@ pub struct PtmMambaConfig {
     pub esm_embed_dim: Option<i64>,
 }
 
+/// The keys of [`PtmMambaConfig`].
+pub const KEYS: &[&str] = &[
+    "model_type",
+    "d_model",
+    "n_layer",
+    "vocab_size",
+    "ssm_cfg",
+    "rms_norm",
+    "residual_in_fp32",
+    "fused_add_norm",
+    "esm_embed_dim",
+];
+
 impl Default for PtmMambaConfig {
     fn default() -> Self {
         PtmMambaConfig {

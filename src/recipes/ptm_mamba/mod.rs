@@ -1,0 +1,243 @@
+//! Recipe `ptm_mamba`: a protein language model with PTM tokens and ESM-2's embeddings.
+//!
+//! - `samples`: the user's file to samples
+//! - `embeddings`: where ESM's embeddings come from
+//! - `task`: masked language modelling
+//! - `setup`: configuration to data, model and embedding job
+//! - `predict`: a trained model on new data
+//! - `synthetic`: a small data set with planted motifs
+
+mod embeddings;
+mod predict;
+mod samples;
+mod setup;
+mod synthetic;
+mod task;
+
+use super::{Done, Recipe, Session, UseArgs, platform};
+use crate::config::{ConfigFile, Dataset, Esm, GreaterIsBetter};
+use crate::embed;
+use crate::error::{Error, Result};
+use crate::metrics::registry::{Direction, Merge, Registry};
+use crate::report::step_line::{count, percent};
+use crate::train::evaluate::evaluate;
+use crate::train::fit::{Ended, Plans, Settings, fit};
+use crate::train::run_dir;
+use crate::train::task::{Part, Task};
+use serde_json::{Map, Value, json};
+use setup::{Sections, Setup};
+use std::path::Path;
+
+pub use samples::is_fasta;
+
+/// What a file of PTM sequences holds, and the residues of its longest protein.
+pub fn describe(path: &Path, dataset: &Dataset, esm: &Esm) -> Result<(String, usize)> {
+    let samples = samples::Samples::from_file(path, dataset, esm, &std::env::temp_dir())?;
+    let (commonest, ptm) = samples.commonest_ptm();
+    let longest = samples.samples.iter().map(|s| s.esm_ids.len()).max().unwrap_or(0);
+    let mut lines = samples.notes.clone();
+    lines.push(format!(
+        "{} proteins, the longest {longest}, {} PTM tokens, the commonest {:.1} % of them",
+        count(samples.ids.len() as u64),
+        count(ptm),
+        100.0 * commonest
+    ));
+    Ok((lines.join("\n"), longest))
+}
+
+/// See the module.
+pub struct PtmMambaRecipe;
+
+/// The metrics of this recipe.
+fn registry() -> Result<Registry> {
+    let mut registry = Registry::new();
+    registry.add("loss", Direction::Lower, Merge::Additive, "cross entropy of hidden tokens")?;
+    registry.add("acc", Direction::Higher, Merge::Additive, "hidden tokens found")?;
+    registry.add("ptm_acc", Direction::Higher, Merge::Additive, "hidden PTM tokens found")?;
+    Ok(registry)
+}
+
+impl Recipe for PtmMambaRecipe {
+    fn name(&self) -> &'static str {
+        "ptm_mamba"
+    }
+
+    fn needs_cache(&self, config: &ConfigFile) -> Result<bool> {
+        let sections = Sections::read(config)?;
+        let training = &sections.training;
+        Ok(training.use_esm
+            && training.use_precomputed_embeddings
+            && training.embeddings_dir.is_none())
+    }
+
+    fn dry_run(&self, config: &ConfigFile, session: &Session) -> Result<()> {
+        let sections = Sections::read(config)?;
+        session.console.line(&crate::config::write_yaml(&sections.resolved()?));
+        let compute = sections.compute(session, None)?;
+        let setup = Setup::for_shapes(&sections, session, &compute)?;
+        session.console.line(&setup.describe_data());
+        session.console.line(&setup.describe_plan(&sections)?);
+        let params = setup.shapes(&sections)?;
+        session.console.line(&format!("model: {} parameters", count(params as u64)));
+        Ok(())
+    }
+
+    fn describe_plan(&self, config: &ConfigFile, session: &Session) -> Result<String> {
+        let sections = Sections::read(config)?;
+        let compute = sections.compute(session, None)?;
+        Setup::for_shapes(&sections, session, &compute)?.describe_plan(&sections)
+    }
+
+    fn embed(&self, config: &ConfigFile, session: &Session, part: (usize, usize)) -> Result<Done> {
+        let sections = Sections::read(config)?;
+        let compute = sections.compute(session, None)?;
+        let (ended, summary) = setup::embed(&sections, session, &compute, part)?;
+        if session.world.rank() == 0 && summary.seconds > 0.0 {
+            let line = json!({
+                "residues": summary.residues, "forward_seconds": summary.forward_seconds,
+                "total_seconds": summary.seconds,
+            });
+            println!("{line}");
+        }
+        let dir = sections.cache_dir();
+        match ended {
+            embed::Ended::Complete => session.console.line(&format!("done: {}", dir.display())),
+            embed::Ended::PartDone => session.console.line(&format!(
+                "this part is done; {} is finished by the last part, or by `trainer inspect {} --finish`",
+                dir.display(),
+                dir.display()
+            )),
+            embed::Ended::Preempted => {
+                session.console.line("stopped by a signal; finished shards are kept");
+                return Ok(Done::Preempted);
+            }
+        }
+        Ok(Done::Complete)
+    }
+
+    fn train(&self, config: &ConfigFile, session: &Session, fresh: bool) -> Result<Done> {
+        let sections = Sections::read(config)?;
+        let metric = metric(&sections)?;
+        let resolved = sections.resolved()?;
+        let identity = crate::config::identity(&resolved);
+        let comm = &session.world.comm;
+        let run = &sections.run;
+        let run_dir = comm
+            .decide(|| run_dir::find_or_make(&run.output_dir, &run.name, &identity, fresh))?;
+        let heartbeat = (session.world.rank() == 0)
+            .then(|| run_dir::Heartbeat::start(&run_dir.path))
+            .transpose()?;
+        let stored = setup::stored_threads(&run_dir.path);
+        let compute = sections.compute(session, stored)?;
+        let console = &session.console;
+        console.line(&format!("run: {}", run_dir.path.display()));
+        console.line(&format!(
+            "{} ranks, {} threads each, {} | {} micro-batches a step of at most {} tokens",
+            session.world.size(),
+            compute.threads,
+            platform(compute.device),
+            sections.training.micro_batches_per_step,
+            count(sections.training.max_tokens_per_batch as u64),
+        ));
+        let setup = Setup::new(&sections, session, &compute)?;
+        console.line(&setup.describe_data());
+        if session.world.rank() == 0 {
+            setup.write_run_files(&run_dir.path, &resolved)?;
+        }
+        let plans = setup.plans(&sections)?;
+        console.line(&setup::describe(&plans.train));
+        let settings = Settings {
+            training: sections.training.clone(),
+            config: resolved,
+            identity,
+            seed: sections.run.seed,
+            reduce: sections.distributed.reduce,
+            allow_idle_ranks: sections.distributed.allow_idle_ranks,
+            threads_per_rank: compute.threads,
+            platform: platform(compute.device),
+            run_dir,
+            metric,
+            split: setup.split_record(&sections),
+        };
+        let ended = fit(&setup.task(&sections)?, comm, &settings, &plans, console.clone())?;
+        drop(heartbeat);
+        Ok(match ended {
+            Ended::Complete => Done::Complete,
+            Ended::Preempted => Done::Preempted,
+        })
+    }
+
+    fn evaluate(&self, config: &ConfigFile, session: &Session, args: &UseArgs) -> Result<Done> {
+        let sections = Sections::read(config)?;
+        let compute = sections.compute(session, None)?;
+        let setup = Setup::new(&sections, session, &compute)?;
+        let plans: Plans = setup.plans(&sections)?;
+        let task = setup.task(&sections)?;
+        let checkpoint = setup::load_weights(&sections, session, args, &task.params)?;
+        let mut results = Map::new();
+        results.insert("checkpoint".into(), json!(checkpoint));
+        for plan in [&plans.val, &plans.test] {
+            if plan.micro_batches.is_empty() {
+                continue;
+            }
+            let workers = sections.training.num_workers;
+            let metrics = evaluate(&task, &session.world.comm, plan, workers, |done, total| {
+                session.console.progress(done as u64, total as u64, "evaluating");
+            })?;
+            let Some(metrics) = metrics else { return Ok(Done::Preempted) };
+            let loss = crate::train::records::loss(&metrics, &task.terms());
+            let mut one = Map::new();
+            one.insert("loss".into(), json!(loss));
+            one.insert("preplexity".into(), json!(loss.map(f64::exp)));
+            for name in task.figures() {
+                one.insert(name.into(), json!(metrics.mean(name)));
+            }
+            one.insert("samples".into(), json!(metrics.total("samples").sum));
+            results.insert(plan.part.name().into(), Value::Object(one));
+        }
+        session.console.finish();
+        if session.world.rank() == 0 {
+            predict::write_text(args, &format!("{:#}\n", Value::Object(results)))?;
+        }
+        Ok(Done::Complete)
+    }
+
+    fn predict(&self, config: &ConfigFile, session: &Session, args: &UseArgs) -> Result<Done> {
+        predict::run(&Sections::read(config)?, session, args)
+    }
+
+    fn sample(&self, dir: &Path, seed: u64) -> Result<String> {
+        synthetic::write(dir, seed)
+    }
+}
+
+/// The metric that decides what is best, and its direction.
+fn metric(sections: &Sections) -> Result<(String, Direction)> {
+    let registry = registry()?;
+    let spec = registry.lookup(&sections.training.metric_for_best_model)?;
+    let told = match sections.training.greater_is_better {
+        GreaterIsBetter::Auto => spec.direction,
+        GreaterIsBetter::Told(true) => Direction::Higher,
+        GreaterIsBetter::Told(false) => Direction::Lower,
+    };
+    if told != spec.direction {
+        return Err(Error::usage(format!("for {} the other way is better", spec.name))
+            .at("training.greater_is_better")
+            .hint("leave it at auto"));
+    }
+    Ok((spec.name.clone(), spec.direction))
+}
+
+/// `Train 2,402 | val 300 | ...` in one place.
+fn share(part: u64, whole: u64) -> String {
+    percent(part as f64, whole as f64)
+}
+
+/// The name of a part, for lines.
+fn part_line(setup: &Setup) -> String {
+    [Part::Train, Part::Val, Part::Test]
+        .iter()
+        .map(|part| format!("{} {}", part.name(), count(setup.part_len(*part) as u64)))
+        .collect::<Vec<_>>()
+        .join(", ")
+}

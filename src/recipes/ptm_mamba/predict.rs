@@ -1,0 +1,187 @@
+//! A trained model on new data: the probability of every PTM token at every site, or hidden states.
+//!
+//! A site's probabilities are read where it is hidden, as in training. Sites are hidden in groups
+//! of one in [`GROUPS`], so each sequence passes through the model that many times; the groups are
+//! strides, so results do not depend on a seed.
+
+use super::samples::{Sample, Samples};
+use super::setup::{Sections, load_weights};
+use super::{Done, Session, UseArgs};
+use crate::cache::{ExportRow, export_v1};
+use crate::data::esm_alphabet;
+use crate::data::ptm_vocab::{self, MASK, TOKENS, is_ptm, is_special};
+use crate::dist::phase;
+use crate::embed::Encoder;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::models::ptm_mamba::{PtmMamba, mean_over_residues};
+use crate::recipes::ptm_mamba::embeddings::Online;
+use crate::torch::Params;
+use std::fmt::Write as _;
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+/// One site in so many is hidden at a time: about the 15 % of training.
+const GROUPS: usize = 7;
+
+/// Writes to `--output`, or to standard output.
+pub fn write_text(args: &UseArgs, text: &str) -> Result<()> {
+    match &args.output {
+        Some(path) => files::write_text(path, text),
+        None => {
+            print!("{text}");
+            Ok(())
+        }
+    }
+}
+
+struct Predictor {
+    model: PtmMamba,
+    params: Params,
+    online: Option<Online>,
+}
+
+/// Runs `predict`.
+pub fn run(sections: &Sections, session: &Session, args: &UseArgs) -> Result<Done> {
+    if session.world.size() > 1 {
+        return Err(Error::usage("predict runs in one process")
+            .hint("start it without mpirun; large inputs can be cut into files"));
+    }
+    let compute = sections.compute(session, None)?;
+    phase::enter("loading the model");
+    let encoder = Encoder::load(&sections.esm.model, sections.esm.layer, sections.run.seed, compute.device);
+    let online = sections
+        .training
+        .use_esm
+        .then(|| Ok::<_, Error>(Online { encoder: encoder?, device: compute.device }))
+        .transpose()?;
+    let dim = online.as_ref().map(|o| o.encoder.dim() as i64);
+    let dim = dim.or(sections.model.shape.esm_embed_dim).unwrap_or(1);
+    let params = Params::new(compute.device);
+    let model = PtmMamba::new(&params.root(), &sections.model.shape, dim);
+    let checkpoint = load_weights(sections, session, args, &params)?;
+    session.console.line(&format!("model: {}", checkpoint.display()));
+    let samples = read_input(sections, args)?;
+    let predictor = Predictor { model, params, online };
+    phase::enter("predicting");
+    let hidden = args.output.as_ref().filter(|p| p.extension().is_some_and(|e| e == "h5"));
+    match hidden {
+        Some(path) => predictor.write_hidden(&samples, path, args.mean, session)?,
+        None => predictor.write_sites(&samples, args, session)?,
+    }
+    session.console.finish();
+    Ok(Done::Complete)
+}
+
+fn read_input(sections: &Sections, args: &UseArgs) -> Result<Samples> {
+    let (dataset, esm, scratch) = (&sections.dataset, &sections.esm, std::env::temp_dir());
+    match &args.input {
+        Some(path) => Samples::from_file(path, dataset, esm, &scratch),
+        None => Samples::read(dataset, esm, &scratch),
+    }
+}
+
+impl Predictor {
+    /// Hidden states `[L, d]` of one sample with the residues in `hide` hidden.
+    fn hidden(&self, sample: &Sample, hide: impl Fn(usize) -> bool) -> Result<Tensor> {
+        let device = self.params.device();
+        let mut tokens: Vec<i64> = sample.tokens.iter().map(|&t| i64::from(t)).collect();
+        let mut esm_ids = sample.esm_ids.clone();
+        for residue in 0..esm_ids.len() {
+            if hide(residue) && !is_special(sample.tokens[residue + 1]) {
+                tokens[residue + 1] = i64::from(MASK);
+                esm_ids[residue] = esm_alphabet::MASK;
+            }
+        }
+        let length = tokens.len() as i64;
+        let ids = Tensor::from_slice(&tokens).to_device(device).view([1, length]);
+        let esm = self.online.as_ref().map(|o| o.embed(&[esm_ids], length)).transpose()?;
+        Ok(tch::no_grad(|| self.model.forward(&ids, esm.as_ref(), &[length])))
+    }
+
+    /// Probabilities `[residues][59]` of one sample, each read where its residue was hidden.
+    fn probabilities(&self, sample: &Sample) -> Result<Vec<Vec<f32>>> {
+        let residues = sample.esm_ids.len();
+        let mut rows = vec![Vec::new(); residues];
+        for group in 0..GROUPS.min(residues) {
+            let hidden = self.hidden(sample, |residue| residue % GROUPS == group)?;
+            let p = tch::no_grad(|| self.model.logits(&hidden).softmax(-1, Kind::Float));
+            for residue in (group..residues).step_by(GROUPS) {
+                rows[residue] = Vec::try_from(p.get(0).get(residue as i64 + 1))
+                    .map_err(|e| Error::bug(format!("probabilities: {e}")))?;
+            }
+        }
+        Ok(rows)
+    }
+
+    /// CSV `id,pos,residue,token,probability`; pos counts from 0, as upstream's tables of sites.
+    fn write_sites(&self, samples: &Samples, args: &UseArgs, session: &Session) -> Result<()> {
+        let mut csv = String::from("id,pos,residue,token,probability\n");
+        let total = samples.samples.len() as u64;
+        for (done, sample) in samples.samples.iter().enumerate() {
+            stop_if_asked()?;
+            session.console.progress(done as u64, total, "predicting");
+            let id = quoted(&samples.ids[sample.record as usize]);
+            for (residue, row) in self.probabilities(sample)?.iter().enumerate() {
+                let pos = sample.item.range[0] as usize + residue;
+                let shown = ptm_vocab::decode(&sample.tokens[residue + 1..residue + 2]);
+                for (token, p) in row.iter().enumerate() {
+                    if is_ptm(token as u8) && f64::from(*p) >= args.min_probability {
+                        let token = quoted(TOKENS[token]);
+                        let shown = quoted(&shown);
+                        writeln!(csv, "{id},{pos},{shown},{token},{p:.6}")
+                            .map_err(|e| Error::bug(format!("CSV: {e}")))?;
+                    }
+                }
+            }
+        }
+        write_text(args, &csv)
+    }
+
+    /// Hidden states as the seed's h5 layout: one dataset, zero-padded, or one mean a sequence.
+    fn write_hidden(&self, samples: &Samples, path: &Path, mean: bool, session: &Session) -> Result<()> {
+        let d = self.params.list()[0].1.size()[1] as usize;
+        let total = samples.samples.len() as u64;
+        let windows_of = |record| samples.samples.iter().filter(|s| s.record == record).count();
+        let rows: Vec<ExportRow> = samples
+            .samples
+            .iter()
+            .map(|sample| ExportRow {
+                id: samples.ids[sample.record as usize].clone(),
+                window: sample.window,
+                windows: windows_of(sample.record) as u32,
+                rows: if mean { 1 } else { sample.esm_ids.len() as u32 },
+            })
+            .collect();
+        export_v1(path, &rows, d, 1, |i, out| {
+            stop_if_asked()?;
+            session.console.progress(i as u64, total, "computing hidden states");
+            let sample = &samples.samples[i];
+            let hidden = self.hidden(sample, |_| false)?;
+            let length = sample.tokens.len() as i64;
+            let own = if mean {
+                mean_over_residues(&hidden, &[length])
+            } else {
+                hidden.get(0).narrow(0, 1, length - 2)
+            };
+            let flat = own.to_device(tch::Device::Cpu).contiguous().view([-1]);
+            *out = Vec::try_from(flat).map_err(|e| Error::bug(format!("hidden states: {e}")))?;
+            Ok(())
+        })
+    }
+}
+
+fn stop_if_asked() -> Result<()> {
+    match crate::dist::stop::requested() {
+        Some(signal) => Err(Error::preempted(format!("{signal}: nothing was written"))),
+        None => Ok(()),
+    }
+}
+
+/// A CSV field.
+fn quoted(text: &str) -> String {
+    if text.contains([',', '"', '\n']) {
+        return format!("\"{}\"", text.replace('"', "\"\""));
+    }
+    text.to_string()
+}
