@@ -24,10 +24,8 @@ pub fn run(session: &Session) -> Result<Done> {
     if world.rank() != 0 {
         return Ok(Done::Complete);
     }
-    let rows: Vec<Vec<String>> = facts()
-        .into_iter()
-        .map(|(what, found)| vec![what.to_string(), found])
-        .collect();
+    let rows: Vec<Vec<String>> =
+        facts().into_iter().map(|(what, found)| vec![what.to_string(), found]).collect();
     print!("{}", table(&["what", "found"], &rows));
     for rank in ranks {
         println!("{}", String::from_utf8_lossy(&rank));

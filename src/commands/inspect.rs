@@ -126,9 +126,9 @@ fn cache_dir(path: &Path, finish: bool) -> Result<String> {
     print!("{text}");
     let damaged: Vec<String> =
         report.damaged.iter().map(|d| format!("{}: {}", d.shard, d.what)).collect();
-    Err(Error::damaged(format!("damaged: {}", damaged.join("; ")))
-        .at(path.display())
-        .hint("delete the damaged shards and run `trainer embed CONFIG` again: only they are made anew"))
+    Err(Error::damaged(format!("damaged: {}", damaged.join("; "))).at(path.display()).hint(
+        "delete the damaged shards and run `trainer embed CONFIG` again: only they are made anew",
+    ))
 }
 
 fn file(path: &Path, session: &Session) -> Result<String> {
@@ -184,7 +184,11 @@ fn data_file(path: &Path) -> Result<String> {
 
 /// A piece of configuration that fits this file.
 fn fragment(path: &Path, longest: usize) -> String {
-    let long = if longest > 1022 { "  over_length: windows      # some are longer than 1022\n" } else { "" };
+    let long = if longest > 1022 {
+        "  over_length: windows      # some are longer than 1022\n"
+    } else {
+        ""
+    };
     format!(
         "dataset:\n  dataset_location: {}\n  val_size: 0.1\n  test_size: 0.05\nesm:\n  max_length: 1022\n{long}",
         path.display()

@@ -136,7 +136,9 @@ impl Cli {
                 if config.dry_run {
                     return dry(recipe, &file, session);
                 }
-                if recipe.needs_cache(&file)? && recipe.embed(&file, session, (0, 1))? == Done::Preempted {
+                if recipe.needs_cache(&file)?
+                    && recipe.embed(&file, session, (0, 1))? == Done::Preempted
+                {
                     return Ok(Done::Preempted);
                 }
                 recipe.train(&file, session, *new)
@@ -144,11 +146,19 @@ impl Cli {
             Command::Embed { config, part } => {
                 let (file, recipe) = config.open()?;
                 let part = parse_part(part.as_deref())?;
-                if config.dry_run { dry(recipe, &file, session) } else { recipe.embed(&file, session, part) }
+                if config.dry_run {
+                    dry(recipe, &file, session)
+                } else {
+                    recipe.embed(&file, session, part)
+                }
             }
             Command::Train { config, new } => {
                 let (file, recipe) = config.open()?;
-                if config.dry_run { dry(recipe, &file, session) } else { recipe.train(&file, session, *new) }
+                if config.dry_run {
+                    dry(recipe, &file, session)
+                } else {
+                    recipe.train(&file, session, *new)
+                }
             }
             Command::Evaluate(args) => {
                 let (file, recipe) = args.config.open()?;

@@ -155,8 +155,9 @@ fn read_config(dir: &Path) -> Result<Esm2Config> {
     if let Some(kind) = value.get("model_type").and_then(Value::as_str)
         && kind != "esm"
     {
-        return Err(Error::damaged(format!("this is a model of type {kind}, not esm"))
-            .at(path.display()));
+        return Err(
+            Error::damaged(format!("this is a model of type {kind}, not esm")).at(path.display())
+        );
     }
     serde_json::from_value(value)
         .map_err(|e| Error::damaged(format!("not an ESM-2: {e}")).at(path.display()))

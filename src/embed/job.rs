@@ -270,7 +270,11 @@ fn begin(work: &Work, dir: &Path, plan: &Plan, console: &Console) -> Result<Opti
     files::make_dir(dir)?;
     let missing = match cache::begin(dir, plan)? {
         Start::Finished(manifest) => {
-            console.line(&format!("{} is finished: {}", dir.display(), describe_manifest(&manifest)));
+            console.line(&format!(
+                "{} is finished: {}",
+                dir.display(),
+                describe_manifest(&manifest)
+            ));
             return Ok(None);
         }
         Start::Resume(missing) => missing,
@@ -278,7 +282,11 @@ fn begin(work: &Work, dir: &Path, plan: &Plan, console: &Console) -> Result<Opti
     console.line(&work.describe(plan));
     let share = missing.len() as f64 / f64::from(plan.shards.max(1));
     if missing.len() < plan.shards as usize {
-        console.line(&format!("{} of {} shards are done already", plan.shards as usize - missing.len(), plan.shards));
+        console.line(&format!(
+            "{} of {} shards are done already",
+            plan.shards as usize - missing.len(),
+            plan.shards
+        ));
     }
     let needed = (work.bytes(plan) as f64 * share) as u64 + SPARE_BYTES;
     if let Some(free) = files::free_bytes(dir).filter(|free| *free < needed) {

@@ -66,9 +66,9 @@ impl FastaSequences {
         let mut windows = Vec::with_capacity(index.len());
         for record in 0..index.len() {
             let n = index.residues(record) as usize;
-            let cut = parts(over_length, n, max_length)
-                .map_err(|e| e.at(index.place(record)))?;
-            let whole = if cut.len() == 1 && n <= max_length { None } else { Some(index.esm_ids(record)?) };
+            let cut = parts(over_length, n, max_length).map_err(|e| e.at(index.place(record)))?;
+            let whole =
+                if cut.len() == 1 && n <= max_length { None } else { Some(index.esm_ids(record)?) };
             for (start, end) in cut {
                 let hash = match &whole {
                     Some(ids) => sequence_hash(&ids[start..end]),

@@ -292,8 +292,7 @@ impl Esm2 {
         let failed = |e| torch_error("ESM-2", e);
         let mut x = self.embed_packed(ids, offsets);
         let qkv = self.qkv.get_or_init(|| self.arrange_qkv());
-        for (block, (weight, bias)) in self.layers.iter().zip(qkv).take(layer as usize)
-        {
+        for (block, (weight, bias)) in self.layers.iter().zip(qkv).take(layer as usize) {
             let h = block.norm.forward(&x);
             let joined = h.f_linear(weight, Some(bias)).map_err(failed)?;
             let joined = joined.view([tokens, 3, heads, head_dim]);
@@ -304,8 +303,7 @@ impl Esm2 {
             bias_gelu(&h, bias_of(&block.intermediate))?;
             add_product(&mut x, &h, &block.output)?;
         }
-        let x =
-            if layer == self.last_layer() { self.norm_after.forward(&x) } else { x };
+        let x = if layer == self.last_layer() { self.norm_after.forward(&x) } else { x };
         Ok(x.view([tokens, width]))
     }
 

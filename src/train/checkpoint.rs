@@ -92,7 +92,8 @@ pub fn write(dir: &Path, snapshot: &Snapshot) -> Result<PathBuf> {
             // The newer state may know more (an evaluation at this step): it takes the name over.
             remove(&path)?;
         } else {
-            let aside = dir.join(format!(".damaged-{}-{}", name(snapshot.state.step), std::process::id()));
+            let aside =
+                dir.join(format!(".damaged-{}-{}", name(snapshot.state.step), std::process::id()));
             fs::rename(&path, &aside).map_err(|e| Error::write(&aside, &e))?;
         }
     }

@@ -49,7 +49,14 @@ pub fn evaluate<T: Task>(
         progress(done, own.len());
         let Some(batch) = loader.next()? else { break };
         let output = tch::no_grad(|| task.forward(&batch, key(index)))?;
-        record(&mut metrics, index as u64, &terms, &output, &data.counts(&batch), data.size(&batch));
+        record(
+            &mut metrics,
+            index as u64,
+            &terms,
+            &output,
+            &data.counts(&batch),
+            data.size(&batch),
+        );
     }
     if status != Status::Stop {
         progress(own.len(), own.len());

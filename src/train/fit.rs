@@ -140,7 +140,11 @@ impl<'a, T: Task> Run<'a, T> {
         if let Some(loaded) = &resumed {
             restore(task, settings, plans, loaded, &mut stepper)?;
             judge.resume(loaded.state.judge);
-            console.line(&format!("going on from {} (step {})", loaded.dir.display(), loaded.state.step));
+            console.line(&format!(
+                "going on from {} (step {})",
+                loaded.dir.display(),
+                loaded.state.step
+            ));
         }
         let state = resumed.as_ref().map(|l| (l.state.step, l.state.evaluated_step));
         let (step, evaluated_step) = state.unwrap_or((0, 0));
@@ -157,7 +161,8 @@ impl<'a, T: Task> Run<'a, T> {
         let loader = Loader::new(jobs, training.num_workers, move |job: StepJob| {
             let batches = job.micro_batches.iter().map(|(index, samples)| {
                 let micro_batch = *index as u32;
-                let key = BatchKey { phase: Phase::Train, epoch: job.epoch, step: job.step, micro_batch };
+                let key =
+                    BatchKey { phase: Phase::Train, epoch: job.epoch, step: job.step, micro_batch };
                 data.collate(Part::Train, key, samples)
             });
             Ok((job.epoch, job.m, batches.collect::<Result<Vec<_>>>()?))
@@ -221,7 +226,11 @@ impl<'a, T: Task> Run<'a, T> {
     fn evaluate_part(&self, plan: &EvaluationPlan) -> Result<Option<Additive>> {
         let name = plan.part.name();
         evaluate(self.task, self.comm, plan, self.settings.training.num_workers, |done, total| {
-            self.console.progress(done as u64, total as u64, &format!("evaluating {name} {done}/{total}"));
+            self.console.progress(
+                done as u64,
+                total as u64,
+                &format!("evaluating {name} {done}/{total}"),
+            );
         })
     }
 
@@ -346,17 +355,21 @@ impl<'a, T: Task> Run<'a, T> {
 fn check_ranks(comm: &Comm, settings: &Settings, console: &Console) -> Result<()> {
     let (size, m) = (comm.size(), settings.training.micro_batches_per_step);
     if size > m && !settings.allow_idle_ranks {
-        return Err(Error::usage(format!("{size} ranks, but a step has {m} micro-batches to share"))
-            .at("training.micro_batches_per_step")
-            .hint(format!(
-                "raise it to {size} or a multiple, start fewer ranks, or set \
+        return Err(Error::usage(format!(
+            "{size} ranks, but a step has {m} micro-batches to share"
+        ))
+        .at("training.micro_batches_per_step")
+        .hint(format!(
+            "raise it to {size} or a multiple, start fewer ranks, or set \
                  distributed.allow_idle_ranks: true"
-            )));
+        )));
     }
     if !m.is_multiple_of(size) {
         let most = m.div_ceil(size);
         let idle = 100.0 * (1.0 - m as f64 / (most * size) as f64);
-        console.line(&format!("{m} micro-batches a step over {size} ranks: {idle:.0} % of the time is idle"));
+        console.line(&format!(
+            "{m} micro-batches a step over {size} ranks: {idle:.0} % of the time is idle"
+        ));
     }
     Ok(())
 }
@@ -377,18 +390,19 @@ fn print_sizes<T: Task>(task: &T, stepper: &Stepper, console: &Console) {
 /// Rank 0 decides which checkpoint the run goes on from; everyone opens it.
 fn find_checkpoint(comm: &Comm, settings: &Settings, console: &Console) -> Result<Option<Loaded>> {
     let dir = settings.run_dir.path.join("checkpoints");
-    let found: Option<PathBuf> = comm.decide(|| match &settings.training.resume_from_checkpoint {
-        Resume::None => Ok(None),
-        Resume::From(path) => {
-            checkpoint::verify(path)?;
-            Ok(Some(path.to_path_buf()))
-        }
-        Resume::Auto => {
-            let (newest, passed_over) = checkpoint::newest(&dir)?;
-            passed_over.iter().for_each(|line| console.warn(line));
-            Ok(newest)
-        }
-    })?;
+    let found: Option<PathBuf> =
+        comm.decide(|| match &settings.training.resume_from_checkpoint {
+            Resume::None => Ok(None),
+            Resume::From(path) => {
+                checkpoint::verify(path)?;
+                Ok(Some(path.to_path_buf()))
+            }
+            Resume::Auto => {
+                let (newest, passed_over) = checkpoint::newest(&dir)?;
+                passed_over.iter().for_each(|line| console.warn(line));
+                Ok(newest)
+            }
+        })?;
     found.map(|dir| checkpoint::open(&dir)).transpose()
 }
 

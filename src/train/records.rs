@@ -110,7 +110,14 @@ impl Records {
     }
 
     /// One step: a record, and every `logging_steps` a line.
-    pub(super) fn step(&mut self, at: At, lr: f64, result: &StepResult, skipped: u64, timing: Timing) -> Result<()> {
+    pub(super) fn step(
+        &mut self,
+        at: At,
+        lr: f64,
+        result: &StepResult,
+        skipped: u64,
+        timing: Timing,
+    ) -> Result<()> {
         self.time_left.observe(1, timing.seconds);
         let loss = loss(&result.metrics, &self.terms);
         let mut figures: Vec<(String, f64)> = self
@@ -119,7 +126,11 @@ impl Records {
             .filter_map(|name| Some((name.to_string(), result.metrics.mean(name)?)))
             .collect();
         let printed = figures.clone();
-        figures.extend(sizes(result.size.samples, result.size.padded, result.metrics.batches().count()));
+        figures.extend(sizes(
+            result.size.samples,
+            result.size.padded,
+            result.metrics.batches().count(),
+        ));
         let mut report = StepReport {
             step: at.step,
             total_steps: at.total,
@@ -173,7 +184,13 @@ impl Records {
     }
 
     /// A whole evaluation: a record a micro-batch, one for the means, and a line.
-    pub fn evaluation(&mut self, part: Part, at: At, metrics: &Additive, best_step: Option<u64>) -> Result<()> {
+    pub fn evaluation(
+        &mut self,
+        part: Part,
+        at: At,
+        metrics: &Additive,
+        best_step: Option<u64>,
+    ) -> Result<()> {
         let (kind, batch_kind) = match part {
             Part::Test => ("test", "test_batch"),
             _ => ("val", "val_batch"),
@@ -197,7 +214,8 @@ impl Records {
         if let Some(step) = best_step {
             record.insert("best_step".into(), json!(step));
         }
-        let shown = self.fill(&mut record, &|name| Some(metrics.total(name)), metrics.batches().count());
+        let shown =
+            self.fill(&mut record, &|name| Some(metrics.total(name)), metrics.batches().count());
         self.jsonl.append(&Value::Object(record))?;
         if let Some(board) = &mut self.tensorboard {
             for (name, value) in &shown {

@@ -9,8 +9,8 @@ use crate::files;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -77,9 +77,8 @@ pub fn list(output_dir: &Path, name: &str) -> Result<Vec<PathBuf>> {
         let entry = entry.map_err(|e| Error::read(output_dir, &e))?;
         let own = entry.file_name();
         let stamp = own.to_str().and_then(|n| n.strip_prefix(name)?.strip_prefix('-'));
-        let is_stamp = stamp.is_some_and(|s| {
-            s.len() >= 19 && s.chars().all(|c| c.is_ascii_digit() || c == '-')
-        });
+        let is_stamp = stamp
+            .is_some_and(|s| s.len() >= 19 && s.chars().all(|c| c.is_ascii_digit() || c == '-'));
         if is_stamp && entry.path().join(RUN).is_file() {
             found.push(entry.path());
         }
@@ -140,7 +139,8 @@ fn refuse_if_busy(path: &Path) -> Result<()> {
     let Ok(beat) = serde_json::from_str::<Beat>(&text) else { return Ok(()) };
     let age = now() - beat.unix_seconds;
     // A process of this host that is gone left its heartbeat behind.
-    let gone = beat.host == files::host_name() && !Path::new(&format!("/proc/{}", beat.pid)).exists();
+    let gone =
+        beat.host == files::host_name() && !Path::new(&format!("/proc/{}", beat.pid)).exists();
     if gone || age > 5.0 * BEAT.as_secs_f64() {
         return Ok(());
     }

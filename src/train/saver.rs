@@ -24,7 +24,13 @@ impl Saver {
 
     /// Takes a copy of everything and writes it while training goes on. Waits first for the last
     /// one to be written. `best` also moves `best.ckpt` there.
-    pub fn save<T: Task>(&mut self, task: &T, stepper: &Stepper, state: State, best: bool) -> Result<()> {
+    pub fn save<T: Task>(
+        &mut self,
+        task: &T,
+        stepper: &Stepper,
+        state: State,
+        best: bool,
+    ) -> Result<()> {
         self.wait()?;
         let snapshot = snapshot(task, stepper, state);
         let (run_dir, limit) = (self.run_dir.clone(), self.limit);

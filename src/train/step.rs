@@ -74,7 +74,12 @@ pub(super) struct Stepper {
 }
 
 impl Stepper {
-    pub fn new<T: Task>(task: &T, training: &Training, reduce: Reduce, seed: u64) -> Result<Stepper> {
+    pub fn new<T: Task>(
+        task: &T,
+        training: &Training,
+        reduce: Reduce,
+        seed: u64,
+    ) -> Result<Stepper> {
         let flat = Flat::new(task.params(), |name| task.trains(name))?;
         let config = AdamwConfig {
             betas: (training.betas[0], training.betas[1]),
@@ -130,7 +135,12 @@ impl Stepper {
         let mut fold = Fold::default();
         self.flat.zero_grad();
         for (index, batch) in own.zip(batches) {
-            let key = BatchKey { phase: super::task::Phase::Train, epoch, step, micro_batch: index as u32 };
+            let key = BatchKey {
+                phase: super::task::Phase::Train,
+                epoch,
+                step,
+                micro_batch: index as u32,
+            };
             let size = data.size(batch);
             self.accumulate(task, batch, key, &header.counts, size, nothing, &mut metrics)?;
             if !nothing {
@@ -142,7 +152,11 @@ impl Stepper {
         let skipped = nothing || !grad_norm.is_finite();
         self.update(lr, grad_norm, nothing)?;
         let total = |name| metrics.total(name).sum as u64;
-        let size = BatchSize { samples: total("samples"), tokens: total("tokens"), padded: total("padded") };
+        let size = BatchSize {
+            samples: total("samples"),
+            tokens: total("tokens"),
+            padded: total("padded"),
+        };
         Ok(Outcome::Done(StepResult { metrics, grad_norm, skipped, size }))
     }
 
@@ -183,7 +197,8 @@ impl Stepper {
 
     /// Moves the gradient of micro-batch `index` into the fold.
     fn fold(&mut self, fold: &mut Fold<Tensor>, index: usize) -> Result<()> {
-        let (grad, spare) = (self.flat.grad().shallow_clone(), std::cell::RefCell::new(&mut self.spare));
+        let (grad, spare) =
+            (self.flat.grad().shallow_clone(), std::cell::RefCell::new(&mut self.spare));
         fold.push(
             index,
             |into| drop(into.g_add_(&grad)),
@@ -338,7 +353,11 @@ impl Header {
         let mut own = vec![f64::from(u8::from(stop::requested().is_some()))];
         own.extend(counts.flatten());
         let own = own.iter().flat_map(|x| x.to_le_bytes()).collect();
-        Ok(PendingHeader { pending: comm.start_gather(own, &lengths)?, terms: terms.len(), lengths })
+        Ok(PendingHeader {
+            pending: comm.start_gather(own, &lengths)?,
+            terms: terms.len(),
+            lengths,
+        })
     }
 }
 

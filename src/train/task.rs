@@ -106,11 +106,7 @@ pub trait Task {
     fn figures(&self) -> Vec<&'static str>;
 
     /// Loss terms and figures of a batch.
-    fn forward(
-        &self,
-        batch: &<Self::Data as Data>::Batch,
-        key: BatchKey,
-    ) -> Result<Output>;
+    fn forward(&self, batch: &<Self::Data as Data>::Batch, key: BatchKey) -> Result<Output>;
 
     /// Files that make a checkpoint complete beside weights and state: (name, content), such as
     /// the model's `config.json` and its vocabulary.

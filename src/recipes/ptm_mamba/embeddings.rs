@@ -123,8 +123,9 @@ fn record_of(cache: &Cache, id: &str, sample: &Sample, copy: u64) -> Result<Reco
     })?;
     let head = cache.head(record)?;
     if head.sequence_hash != sample.item.sequence_hash || head.range != sample.item.range {
-        return Err(Error::damaged(format!("{id} has another sequence in the cache"))
-            .hint("the data have changed since; run `trainer embed CONFIG` into another esm.cache_dir"));
+        return Err(Error::damaged(format!("{id} has another sequence in the cache")).hint(
+            "the data have changed since; run `trainer embed CONFIG` into another esm.cache_dir",
+        ));
     }
     Ok(record)
 }

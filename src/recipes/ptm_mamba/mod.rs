@@ -122,8 +122,8 @@ impl Recipe for PtmMambaRecipe {
         let identity = crate::config::identity(&resolved);
         let comm = &session.world.comm;
         let run = &sections.run;
-        let run_dir = comm
-            .decide(|| run_dir::find_or_make(&run.output_dir, &run.name, &identity, fresh))?;
+        let run_dir =
+            comm.decide(|| run_dir::find_or_make(&run.output_dir, &run.name, &identity, fresh))?;
         let heartbeat = (session.world.rank() == 0)
             .then(|| run_dir::Heartbeat::start(&run_dir.path))
             .transpose()?;

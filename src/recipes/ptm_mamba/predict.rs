@@ -49,7 +49,8 @@ pub fn run(sections: &Sections, session: &Session, args: &UseArgs) -> Result<Don
     }
     let compute = sections.compute(session, None)?;
     phase::enter("loading the model");
-    let encoder = Encoder::load(&sections.esm.model, sections.esm.layer, sections.run.seed, compute.device);
+    let encoder =
+        Encoder::load(&sections.esm.model, sections.esm.layer, sections.run.seed, compute.device);
     let online = sections
         .training
         .use_esm
@@ -139,7 +140,13 @@ impl Predictor {
     }
 
     /// Hidden states as the seed's h5 layout: one dataset, zero-padded, or one mean a sequence.
-    fn write_hidden(&self, samples: &Samples, path: &Path, mean: bool, session: &Session) -> Result<()> {
+    fn write_hidden(
+        &self,
+        samples: &Samples,
+        path: &Path,
+        mean: bool,
+        session: &Session,
+    ) -> Result<()> {
         let d = self.params.list()[0].1.size()[1] as usize;
         let total = samples.samples.len() as u64;
         let windows_of = |record| samples.samples.iter().filter(|s| s.record == record).count();

@@ -3,7 +3,9 @@
 use crate::config::{Dataset, Esm, OverLength, PtmResidue};
 use crate::data::esm_alphabet::{self, sequence_hash};
 use crate::data::fasta::FastaIndex;
-use crate::data::ptm_vocab::{self, Rules, Unknown, encode, to_esm, to_esm_with_residues, tokenize};
+use crate::data::ptm_vocab::{
+    self, Rules, Unknown, encode, to_esm, to_esm_with_residues, tokenize,
+};
 use crate::data::split::Split;
 use crate::data::table::{Columns, read_proteins};
 use crate::embed::{Item, Sequences};
@@ -56,9 +58,9 @@ impl Samples {
     /// unmodified proteins. `scratch` takes an unpacked copy of a gzip while it is read.
     pub fn read(dataset: &Dataset, esm: &Esm, scratch: &Path) -> Result<Samples> {
         let path = dataset.dataset_location.as_ref().ok_or_else(|| {
-            Error::usage("no data file is named").at("dataset.dataset_location").hint(
-                "name a CSV with a column ptm_seq, a table AC_ID,pos,token, or a FASTA",
-            )
+            Error::usage("no data file is named")
+                .at("dataset.dataset_location")
+                .hint("name a CSV with a column ptm_seq, a table AC_ID,pos,token, or a FASTA")
         })?;
         Self::from_file(path, dataset, esm, scratch)
     }
@@ -103,7 +105,8 @@ impl Samples {
         let (start, kept) = (encoded.start, encoded.ids.len() - 2);
         let parts = esm_alphabet::parts(esm.over_length, kept, esm.max_length)
             .map_err(|e| e.at(&raw.id))?;
-        let cut = kept < tokens.len() || (esm.over_length == OverLength::Crop && kept > esm.max_length);
+        let cut =
+            kept < tokens.len() || (esm.over_length == OverLength::Crop && kept > esm.max_length);
         for (window, (from, to)) in parts.into_iter().enumerate() {
             let range = start + from..start + to;
             let own = esm_ids[range.clone()].to_vec();
@@ -114,7 +117,13 @@ impl Samples {
                 range: [range.start as u32, range.end as u32],
                 sequence_hash: sequence_hash(&own),
             };
-            self.samples.push(Sample { record, window: window as u32, tokens: ids, esm_ids: own, item });
+            self.samples.push(Sample {
+                record,
+                window: window as u32,
+                tokens: ids,
+                esm_ids: own,
+                item,
+            });
         }
         Ok(u64::from(cut))
     }
@@ -123,7 +132,9 @@ impl Samples {
     pub fn split(&self, dataset: &Dataset) -> Result<Split> {
         match &dataset.split_mapping {
             Some(path) => Split::from_mapping(path, &self.ids, dataset.split_seed),
-            None => Split::seeded(&self.ids, dataset.val_size, dataset.test_size, dataset.split_seed),
+            None => {
+                Split::seeded(&self.ids, dataset.val_size, dataset.test_size, dataset.split_seed)
+            }
         }
     }
 
@@ -178,10 +189,7 @@ impl Sequences for Samples {
 /// Whether the first character that is no white space is `>`.
 pub fn is_fasta(path: &Path) -> Result<bool> {
     let mut head = Vec::new();
-    files::open_text(path)?
-        .take(4096)
-        .read_to_end(&mut head)
-        .map_err(|e| Error::read(path, &e))?;
+    files::open_text(path)?.take(4096).read_to_end(&mut head).map_err(|e| Error::read(path, &e))?;
     Ok(head.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'>'))
 }
 
@@ -189,7 +197,12 @@ fn read_fasta(path: &Path, scratch: &Path) -> Result<(Vec<Raw>, Vec<String>)> {
     let index = FastaIndex::open(path, scratch)?;
     let records = (0..index.len()).map(|i| {
         let sequence = index.sequence(i)?;
-        Ok(Raw { id: index.id(i)?, place: index.place(i), ori_seq: Some(sequence.clone()), ptm_seq: sequence })
+        Ok(Raw {
+            id: index.id(i)?,
+            place: index.place(i),
+            ori_seq: Some(sequence.clone()),
+            ptm_seq: sequence,
+        })
     });
     let c = index.counts();
     let mut notes = Vec::new();

@@ -58,7 +58,15 @@ struct InitFrom {
 impl Sections {
     /// Reads and checks all sections.
     pub fn read(config: &ConfigFile) -> Result<Sections> {
-        config.only_sections(&["run", "dataset", "esm", "model", "masking", "training", "distributed"])?;
+        config.only_sections(&[
+            "run",
+            "dataset",
+            "esm",
+            "model",
+            "masking",
+            "training",
+            "distributed",
+        ])?;
         let keys = crate::models::ptm_mamba::KEYS;
         let start: InitFrom = config.section_without("model", keys)?;
         let sections = Sections {
@@ -91,7 +99,10 @@ impl Sections {
                 "leave esm.mask_prob out; masking.mask_prob holds for both",
             );
         }
-        if self.training.use_esm && self.esm.model.is_null() && self.model.shape.esm_embed_dim.is_none() {
+        if self.training.use_esm
+            && self.esm.model.is_null()
+            && self.model.shape.esm_embed_dim.is_none()
+        {
             return refuse(
                 "esm.model",
                 "no ESM-2 is named",
@@ -151,7 +162,10 @@ impl Sections {
             ("replicas", if masked { json!(esm.replicas) } else { Value::Null }),
             ("mask_seed", if masked { json!(esm.mask_seed) } else { Value::Null }),
             ("mask_prob", if masked { json!(self.masking.mask_prob) } else { Value::Null }),
-            ("ptm_residue", json!(if esm.ptm_residue == PtmResidue::Mask { "mask" } else { "original" })),
+            (
+                "ptm_residue",
+                json!(if esm.ptm_residue == PtmResidue::Mask { "mask" } else { "original" }),
+            ),
             ("max_length", json!(esm.max_length)),
             ("over_length", json!(esm.over_length)),
             ("max_sequence_length", json!(self.dataset.max_sequence_length)),
@@ -246,7 +260,12 @@ impl Setup {
         Self::make(sections, session, compute, false)
     }
 
-    fn make(sections: &Sections, session: &Session, compute: &Compute, open: bool) -> Result<Setup> {
+    fn make(
+        sections: &Sections,
+        session: &Session,
+        compute: &Compute,
+        open: bool,
+    ) -> Result<Setup> {
         crate::dist::phase::enter("reading the data");
         let samples = Samples::read(&sections.dataset, &sections.esm, &scratch(sections)?)?;
         samples.notes.iter().for_each(|note| session.console.line(note));
@@ -414,15 +433,16 @@ fn source(
     }
     let dir = training.embeddings_dir.as_deref().map_or(sections.cache_dir(), Path::to_path_buf);
     let leak = |what: &str| {
-        Error::damaged(what)
-            .at(dir.display())
-            .hint(
-                "masked language modelling on it would read the answers: use esm.mask_policy: \
+        Error::damaged(what).at(dir.display()).hint(
+            "masked language modelling on it would read the answers: use esm.mask_policy: \
                  replicas, or training.use_precomputed_embeddings: false; training.allow_leak: \
                  true reproduces upstream's numbers",
-            )
+        )
     };
-    if !dir.join("manifest.json").exists() && !dir.join("plan.json").exists() && holds_upstream(&dir) {
+    if !dir.join("manifest.json").exists()
+        && !dir.join("plan.json").exists()
+        && holds_upstream(&dir)
+    {
         if !training.allow_leak {
             return Err(leak("embeddings of upstream's kind saw all residues but PTM sites"));
         }
@@ -460,10 +480,7 @@ fn checkpoint_files(shape: &PtmMambaConfig) -> Result<Vec<(String, String)>> {
         map.insert("tied_weights".into(), json!({"lm_head.weight": "backbone.embedding.weight"}));
     }
     let vocabulary = crate::data::ptm_vocab::TOKENS.join("\n") + "\n";
-    Ok(vec![
-        ("config.json".into(), format!("{config:#}\n")),
-        ("vocab.txt".into(), vocabulary),
-    ])
+    Ok(vec![("config.json".into(), format!("{config:#}\n")), ("vocab.txt".into(), vocabulary)])
 }
 
 /// Weights by name and shape from a run, a checkpoint or upstream's tensors as safetensors.

@@ -13,9 +13,7 @@ use crate::error::Result;
 use crate::models::ptm_mamba::PtmMamba;
 use crate::rng::{Key, Purpose};
 use crate::torch::Params;
-use crate::train::task::{
-    BatchKey, BatchSize, Data, Output, Part, Phase, Task, TermSpec,
-};
+use crate::train::task::{BatchKey, BatchSize, Data, Output, Part, Phase, Task, TermSpec};
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
@@ -190,18 +188,14 @@ impl Task for PtmTask {
         let hidden = hidden.index_select(0, &batch.positions.to_device(device));
         let logits = self.model.logits(&hidden).to_kind(Kind::Float);
         let targets = batch.targets.to_device(device);
-        let sum = logits.cross_entropy_loss(
-            &targets,
-            None::<&Tensor>,
-            tch::Reduction::Sum,
-            -100,
-            0.0,
-        );
+        let sum =
+            logits.cross_entropy_loss(&targets, None::<&Tensor>, tch::Reduction::Sum, -100, 0.0);
         let right = logits.argmax(1, false).eq_tensor(&targets).to_device(Device::Cpu);
         let right: Vec<bool> = Vec::try_from(right).unwrap_or_default();
         let among = |want_ptm: bool| {
             let chosen = right.iter().zip(&batch.ptm).filter(|(_, ptm)| !want_ptm || **ptm);
-            let (hits, count) = chosen.fold((0u64, 0u64), |(h, n), (r, _)| (h + u64::from(*r), n + 1));
+            let (hits, count) =
+                chosen.fold((0u64, 0u64), |(h, n), (r, _)| (h + u64::from(*r), n + 1));
             (hits as f64, count as f64)
         };
         let (acc, ptm_acc) = (among(false), among(true));
