@@ -1,7 +1,7 @@
 //! Prepares batches ahead of their use, on threads of its own, in order.
 //!
 //! Jobs come from an iterator that is only advanced when there is room, so a plan of any length
-//! costs nothing. Workers finish in any order; `next` gives results in the order of the jobs.
+//! costs nothing. Workers finish in any order; `take_next` gives results in the order of the jobs.
 
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -48,7 +48,7 @@ pub struct Loader<J, T> {
 }
 
 impl<J: Send + 'static, T: Send + 'static> Loader<J, T> {
-    /// Starts `workers` threads that `prepare` the jobs; with none, `next` prepares them itself.
+    /// Starts `workers` threads that `prepare` the jobs; with none, `take_next` prepares them itself.
     pub fn new(
         jobs: impl Iterator<Item = J> + Send + 'static,
         workers: usize,
@@ -75,7 +75,7 @@ impl<J: Send + 'static, T: Send + 'static> Loader<J, T> {
     }
 
     /// The next result, or None after the last.
-    pub fn next(&mut self) -> Result<Option<T>> {
+    pub fn take_next(&mut self) -> Result<Option<T>> {
         let start = Instant::now();
         let result = if self.workers.is_empty() {
             let job = self.shared.lock().jobs.next();
@@ -103,7 +103,7 @@ impl<J: Send + 'static, T: Send + 'static> Loader<J, T> {
         }
     }
 
-    /// Time spent waiting in `next` since this was last asked.
+    /// Time spent waiting in `take_next` since this was last asked.
     pub fn take_waited(&mut self) -> Duration {
         std::mem::take(&mut self.waited)
     }
@@ -163,11 +163,11 @@ mod tests {
             })
             .unwrap();
             for expected in 0..200u64 {
-                assert_eq!(loader.next().unwrap(), Some(expected));
+                assert_eq!(loader.take_next().unwrap(), Some(expected));
                 let ahead = begun.load(Ordering::SeqCst) - expected - 1;
                 assert!(ahead <= workers as u64 * (AHEAD_PER_WORKER + 1), "{ahead} ahead");
             }
-            assert_eq!(loader.next().unwrap(), None);
+            assert_eq!(loader.take_next().unwrap(), None);
         }
     }
 
@@ -178,9 +178,9 @@ mod tests {
         })
         .unwrap();
         for expected in 0..3u64 {
-            assert_eq!(loader.next().unwrap(), Some(expected));
+            assert_eq!(loader.take_next().unwrap(), Some(expected));
         }
-        assert_eq!(loader.next().unwrap_err().code(), 3);
+        assert_eq!(loader.take_next().unwrap_err().code(), 3);
         drop(loader);
     }
 }

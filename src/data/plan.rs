@@ -390,7 +390,7 @@ pub(super) mod tests {
         for ranks in [2, 4, 8] {
             let (mut worst, mut total) = (0, 0);
             for step in plan.epoch(0).iter().filter(|s| s.micro_batches.len() == 16) {
-                let cost = |r| {
+                let cost = |r: usize| {
                     step.micro_batches[r * 16 / ranks..(r + 1) * 16 / ranks]
                         .iter()
                         .map(MicroBatch::cost)

@@ -242,9 +242,9 @@ impl Esm2 {
                 false,
             );
             let y = y.transpose(1, 2).reshape([batch, length, heads * head_dim]);
-            x = x + block.attention_output.forward(&y);
+            x = &x + block.attention_output.forward(&y);
             let h = block.intermediate.forward(&block.feed_forward_norm.forward(&x)).gelu("none");
-            x = x + block.output.forward(&h);
+            x = &x + block.output.forward(&h);
         }
         if layer == self.last_layer() { self.norm_after.forward(&x) } else { x }
     }
@@ -259,7 +259,7 @@ impl Esm2 {
             let observed: Tensor = count(&is_mask) / count(&mask);
             let kept: Tensor = 1.0 - observed;
             let scale = kept.reciprocal() * (1.0 - TRAINED_MASK_RATIO);
-            x = x * (scale * is_mask.logical_not()).unsqueeze(-1);
+            x = &x * (scale * is_mask.logical_not()).unsqueeze(-1);
         }
         if let Some(norm) = &self.norm_before {
             x = norm.forward(&x);

@@ -47,7 +47,7 @@ pub fn evaluate<T: Task>(
             break;
         }
         progress(done, own.len());
-        let Some(batch) = loader.next()? else { break };
+        let Some(batch) = loader.take_next()? else { break };
         let output = tch::no_grad(|| task.forward(&batch, key(index)))?;
         record(
             &mut metrics,

@@ -280,7 +280,7 @@ impl<'a, T: Task> Run<'a, T> {
         phase::enter(format!("training, step {}", self.step + 1));
         let start = Instant::now();
         let (epoch, m, batches) =
-            self.loader.next()?.ok_or_else(|| Error::bug("the plan ended before the run"))?;
+            self.loader.take_next()?.ok_or_else(|| Error::bug("the plan ended before the run"))?;
         let training = &self.settings.training;
         let (peak, warmup) = (training.lr, training.warmup_steps as u64);
         let lr = learning_rate(training.lr_scheduler_type, peak, warmup, self.step, self.total);

@@ -17,7 +17,7 @@ pub enum Embeddings {
     /// A cache with this many masked copies (1: the sequences as they are).
     Cache {
         /// Open and checked.
-        cache: Cache,
+        cache: Box<Cache>,
         /// Copies K; epoch e reads copy e mod K.
         copies: u64,
     },

@@ -212,7 +212,7 @@ fn read_fasta(path: &Path, scratch: &Path) -> Result<(Vec<Raw>, Vec<String>)> {
         (c.duplicates, "repeated records were left out"),
     ] {
         if n > 0 {
-            notes.push(format!("{} {what}", count(n as u64)));
+            notes.push(format!("{} {what}", count(n)));
         }
     }
     Ok((records.collect::<Result<_>>()?, notes))
@@ -223,7 +223,7 @@ fn read_table(path: &Path, dataset: &Dataset, scratch: &Path) -> Result<(Vec<Raw
         sequence: dataset.sequence_column_name.clone(),
         id: dataset.id_column_name.clone(),
     };
-    let sequences = dataset.sequences.as_ref().map(|p| &**p);
+    let sequences = dataset.sequences.as_deref();
     let proteins = read_proteins(path, &columns, sequences, scratch)?;
     let mut notes = proteins.notes;
     if proteins.duplicates > 0 {

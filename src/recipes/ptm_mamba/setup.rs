@@ -464,7 +464,7 @@ fn source(
             .at("esm.pooling"));
     }
     let copies = found.meaning.get("replicas").and_then(Value::as_u64).unwrap_or(1);
-    Ok((Embeddings::Cache { cache, copies }, None))
+    Ok((Embeddings::Cache { cache: Box::new(cache), copies }, None))
 }
 
 fn holds_upstream(dir: &Path) -> bool {
