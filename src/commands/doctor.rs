@@ -1,5 +1,6 @@
 //! What this program finds on this machine: versions, ranks, threads, devices.
 
+use crate::dist::{mpi_version, nccl_version};
 use crate::error::Result;
 use crate::files::{free_bytes, host_name};
 use crate::recipes::{Done, Session};
@@ -53,26 +54,7 @@ fn facts() -> Vec<(&'static str, String)> {
     ]
 }
 
-/// First line of the library's own version text.
-fn mpi_version() -> String {
-    let text = mpi::environment::library_version().unwrap_or_default();
-    text.trim_end_matches('\0').split([',', '\n']).next().unwrap_or("unknown").to_string()
-}
-
 fn hdf5_version() -> String {
     let (major, minor, patch) = hdf5::library_version();
     format!("{major}.{minor}.{patch}")
-}
-
-/// The version of the NCCL that would be loaded; it answers without a GPU.
-fn nccl_version() -> String {
-    use cudarc::nccl::{result, sys};
-    // SAFETY: only asks the dynamic loader whether the library is there.
-    if !unsafe { sys::is_culib_present() } {
-        return "not found (libnccl.so; `bash jobs/setup.sh` links it)".to_string();
-    }
-    match result::get_nccl_version() {
-        Ok(v) => format!("{}.{}.{}", v / 10_000, v / 100 % 100, v % 100),
-        Err(error) => format!("present, but does not answer: {error:?}"),
-    }
 }

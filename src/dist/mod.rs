@@ -14,9 +14,11 @@ pub mod phase;
 mod reduce;
 pub mod stop;
 pub mod tree;
+mod versions;
 mod world;
 
 pub use agree::{Agreement, Status};
+pub use versions::{mpi_version, nccl_version};
 pub use world::{World, abort, fail, on_panic};
 
 use crate::error::{Error, Result};
