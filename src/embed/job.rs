@@ -405,6 +405,10 @@ impl Worker<'_> {
 
     fn report(&self) {
         let seconds = self.start.elapsed().as_secs_f64();
+        // Too early, the speed would be that of making the first file.
+        if seconds < 1.0 && self.done < self.total {
+            return;
+        }
         let speed = self.done as f64 / seconds.max(1e-9);
         let left = (self.total - self.done) as f64 / speed.max(1e-9);
         let text = format!(

@@ -79,14 +79,14 @@ impl Esm2Config {
     /// Refuses what is not an ESM-2 (exit code 5 is the caller's to choose), naming the key.
     pub fn validate(&self) -> Result<()> {
         let refuse = |key: &str, what: String| Err(Error::usage(what).at(key));
-        for (key, value) in [
-            ("hidden_size", self.hidden_size),
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("num_attention_heads", self.num_attention_heads),
-            ("intermediate_size", self.intermediate_size),
+        for (key, value, most) in [
+            ("hidden_size", self.hidden_size, 65_536),
+            ("num_hidden_layers", self.num_hidden_layers, 4096),
+            ("num_attention_heads", self.num_attention_heads, 65_536),
+            ("intermediate_size", self.intermediate_size, 1 << 20),
         ] {
-            if value < 1 {
-                return refuse(key, format!("{value} is not a size"));
+            if value < 1 || value > most {
+                return refuse(key, format!("{value} is not a size from 1 to {most}"));
             }
         }
         if self.position_embedding_type != "rotary" {

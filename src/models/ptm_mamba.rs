@@ -81,13 +81,13 @@ impl PtmMambaConfig {
     pub fn validate(&self) -> Result<()> {
         let ssm = &self.ssm_cfg;
         let sizes = [
-            ("d_model", self.d_model, i64::MAX),
-            ("n_layer", self.n_layer, i64::MAX),
+            ("d_model", self.d_model, 65_536),
+            ("n_layer", self.n_layer, 4096),
             ("ssm_cfg.d_state", ssm.d_state, 1024),
             ("ssm_cfg.d_conv", ssm.d_conv, 64),
             ("ssm_cfg.expand", ssm.expand, 64),
-            ("ssm_cfg.dt_rank", ssm.rank(self.d_model.max(1)), i64::MAX),
-            ("esm_embed_dim", self.esm_embed_dim.unwrap_or(1), i64::MAX),
+            ("ssm_cfg.dt_rank", ssm.rank(self.d_model.clamp(1, 65_536)), 65_536),
+            ("esm_embed_dim", self.esm_embed_dim.unwrap_or(1), 65_536),
         ];
         for (key, value, most) in sizes {
             if value < 1 || value > most {

@@ -51,6 +51,14 @@ impl Session {
             (Some(threads), _) | (None, Some(threads)) => threads,
             (None, None) => (cores() / self.world.local_size).max(1),
         };
+        let (ranks, cores) = (self.world.local_size, cores());
+        if threads > 1 && ranks * threads > cores && std::env::var_os("OMP_WAIT_POLICY").is_none() {
+            self.console.warn(&format!(
+                "{ranks} ranks of {threads} threads share {cores} cores, and waiting threads burn \
+                 them: set distributed.threads_per_rank to {} or OMP_WAIT_POLICY=passive",
+                (cores / ranks).max(1)
+            ));
+        }
         tch::set_num_threads(threads as i32);
         torch::set_deterministic(true)?;
         self.agree(device, threads)?;

@@ -19,7 +19,7 @@ use crate::config::{ConfigFile, Dataset, Esm, GreaterIsBetter};
 use crate::embed;
 use crate::error::{Error, Result};
 use crate::metrics::registry::{Direction, Merge, Registry};
-use crate::report::step_line::{count, percent};
+use crate::report::step_line::count;
 use crate::train::evaluate::evaluate;
 use crate::train::fit::{Ended, Plans, Settings, fit};
 use crate::train::run_dir;
@@ -228,12 +228,7 @@ fn metric(sections: &Sections) -> Result<(String, Direction)> {
     Ok((spec.name.clone(), spec.direction))
 }
 
-/// `Train 2,402 | val 300 | ...` in one place.
-fn share(part: u64, whole: u64) -> String {
-    percent(part as f64, whole as f64)
-}
-
-/// The name of a part, for lines.
+/// The samples of each part, for lines.
 fn part_line(setup: &Setup) -> String {
     [Part::Train, Part::Val, Part::Test]
         .iter()

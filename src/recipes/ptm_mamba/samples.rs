@@ -225,16 +225,11 @@ fn read_table(path: &Path, dataset: &Dataset, scratch: &Path) -> Result<(Vec<Raw
     };
     let sequences = dataset.sequences.as_deref();
     let proteins = read_proteins(path, &columns, sequences, scratch)?;
-    let mut notes = proteins.notes;
-    if proteins.duplicates > 0 {
-        let n = count(proteins.duplicates as u64);
-        notes.push(format!("{n} records were left out: an earlier one has the same sequence"));
-    }
     let records = proteins.records.into_iter().map(|r| Raw {
         id: r.id,
         place: r.place.to_string(),
         ptm_seq: r.ptm_seq,
         ori_seq: r.ori_seq,
     });
-    Ok((records.collect(), notes))
+    Ok((records.collect(), proteins.notes))
 }

@@ -1,9 +1,9 @@
 //! From the configuration to data, model and embedding job.
 
 use super::embeddings::{Embeddings, Online};
+use super::part_line;
 use super::samples::{Samples, is_fasta};
 use super::task::{PtmData, PtmTask};
-use super::{part_line, share};
 use crate::cache::{Cache, Fingerprint};
 use crate::config::{
     ConfigFile, Dataset, Distributed, Esm, MaskPolicy, Masking, PtmResidue, Run, Section, Training,
@@ -18,6 +18,7 @@ use crate::files;
 use crate::models::ptm_mamba::{PtmMamba, PtmMambaConfig};
 use crate::recipes::session::Compute;
 use crate::recipes::{Session, UseArgs, platform};
+use crate::report::console::Console;
 use crate::report::step_line::count;
 use crate::torch::{Params, WeightFile};
 use crate::train::evaluate::EvaluationPlan;
@@ -247,6 +248,7 @@ pub struct Setup {
     online: std::cell::RefCell<Option<Online>>,
     esm_dim: i64,
     device: tch::Device,
+    console: Arc<Console>,
 }
 
 impl Setup {
@@ -290,7 +292,14 @@ impl Setup {
             embeddings,
             seed: sections.run.seed,
         };
-        Ok(Setup { data: Arc::new(data), split, online, esm_dim, device: compute.device })
+        Ok(Setup {
+            data: Arc::new(data),
+            split,
+            online,
+            esm_dim,
+            device: compute.device,
+            console: session.console.clone(),
+        })
     }
 
     /// Samples of a part.
@@ -304,13 +313,13 @@ impl Setup {
         let (commonest, ptm) = samples.commonest_ptm();
         let tokens: u64 = samples.samples.iter().map(|s| s.tokens.len() as u64).sum();
         format!(
-            "{} proteins, {} samples ({}), {} tokens, {} PTM tokens ({} of all; the commonest is {:.1} % of them)",
+            "{} proteins, {} samples ({}), {} tokens | {} PTM tokens ({:.2} % of all, the commonest {:.1} % of them)",
             count(samples.ids.len() as u64),
             count(samples.samples.len() as u64),
             part_line(self),
             count(tokens),
             count(ptm),
-            share(ptm, tokens),
+            100.0 * ptm as f64 / tokens.max(1) as f64,
             100.0 * commonest
         )
     }
@@ -365,7 +374,8 @@ impl Setup {
         let model = PtmMamba::new(&params.root(), &sections.model.shape, self.esm_dim);
         params.initialise(sections.run.seed)?;
         if let Some(path) = &sections.model.init_from {
-            init_from(&params, path)?;
+            let loaded = init_from(&params, path).map_err(|e| e.at("model.init_from"))?;
+            self.console.line(&format!("{loaded} tensors start from {}", path.display()));
         }
         let mut shape = sections.model.shape.clone();
         shape.esm_embed_dim = Some(self.esm_dim);
@@ -483,12 +493,15 @@ fn checkpoint_files(shape: &PtmMambaConfig) -> Result<Vec<(String, String)>> {
     Ok(vec![("config.json".into(), format!("{config:#}\n")), ("vocab.txt".into(), vocabulary)])
 }
 
-/// Weights by name and shape from a run, a checkpoint or upstream's tensors as safetensors.
-fn init_from(params: &Params, path: &Path) -> Result<()> {
+/// Weights by name and shape from a run, a checkpoint or upstream's tensors as safetensors; gives
+/// the number of tensors.
+fn init_from(params: &Params, path: &Path) -> Result<usize> {
     let best = path.join("best.ckpt");
     let file = WeightFile::open(if best.exists() { &best } else { path })?;
     let rename = |name: &str| (!PtmMambaConfig::is_unused(name)).then(|| name.to_string());
-    params.load(&file, rename)?.strict(&file)
+    let report = params.load(&file, rename)?;
+    report.strict(&file)?;
+    Ok(report.loaded)
 }
 
 /// The checkpoint that a command uses, by default the best of the newest run; its weights are put
