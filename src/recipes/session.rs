@@ -92,7 +92,7 @@ fn cores() -> usize {
 /// What bits are promised for, beside the number of threads: kernels, device, libtorch.
 pub fn platform(device: tch::Device) -> String {
     let device = match device {
-        tch::Device::Cpu => format!("cpu {}", torch::cpu_capability()),
+        tch::Device::Cpu => format!("cpu {}", torch::kernels_name()),
         other => format!("{other:?}").to_lowercase(),
     };
     format!("{device}, libtorch {}", torch::torch_version())

@@ -14,9 +14,9 @@ mod weights;
 pub use flat::{ALIGN, Flat, Slot, slice_of};
 pub use params::{Init, LoadReport, Params, Path};
 pub use shim::{
-    AdamwStep, Autocast, ScanInput, adamw, bias_gelu, causal_conv, cpu_capability,
-    keep_freed_memory, kernels_name, packed_attention, parallel_width, permute_rows,
-    selective_scan, set_autocast, set_deterministic, set_grad, sum_of_squares, torch_version,
+    AdamwStep, Autocast, ScanInput, adamw, bias_gelu, causal_conv, keep_freed_memory, kernels_name,
+    packed_attention, parallel_width, permute_rows, selective_scan, set_autocast,
+    set_deterministic, set_grad, sum_of_squares, torch_version,
 };
 pub use weights::{Entry, WeightFile, content_hash, refuse_pickle, write_safetensors};
 

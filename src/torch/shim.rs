@@ -87,7 +87,8 @@ fn text(pointer: *const c_char) -> String {
     unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
 }
 
-/// The instruction set our kernels were chosen for: `generic`, `avx2` or `avx512`.
+/// The instruction set that libtorch and our kernels were chosen for (`generic`, `avx2` or
+/// `avx512`); part of what exactness is promised for.
 pub fn kernels_name() -> String {
     // SAFETY: no arguments; returns a static string.
     text(unsafe { trainer_kernels_name() })
@@ -97,11 +98,6 @@ pub fn kernels_name() -> String {
 pub fn torch_version() -> String {
     // SAFETY: no arguments; returns a static string.
     text(unsafe { trainer_torch_version() })
-}
-
-/// libtorch's own instruction set and ours; part of what exactness is promised for.
-pub fn cpu_capability() -> String {
-    kernels_name()
 }
 
 /// Threads that a parallel loop of our kernels really uses.

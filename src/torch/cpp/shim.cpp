@@ -1,4 +1,4 @@
-// What tch lacks and training needs: gradients as views, hooks, the fused optimiser step, the norm,
+// What tch lacks and training needs: gradients as views, the fused optimiser step, the norm,
 // deterministic mode, autocast's dtype. See shim.h for the conventions.
 
 #include "shim.h"
@@ -9,8 +9,6 @@
 #include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/_fused_adamw.h>
-#include <torch/csrc/autograd/function_hook.h>
-#include <torch/csrc/autograd/variable.h>
 #include <torch/version.h>
 
 #include "kernels.h"
@@ -33,15 +31,6 @@ const Kernels &kernels() {
 
 namespace {
 
-// Calls back into Rust when a parameter's gradient is complete for this backward pass.
-struct ReadyHook : torch::autograd::PostAccumulateGradHook {
-  void (*callback)(void *, int64_t);
-  void *context;
-  int64_t index;
-  ReadyHook(void (*f)(void *, int64_t), void *c, int64_t i) : callback(f), context(c), index(i) {}
-  void operator()(const torch::autograd::Variable &) override { callback(context, index); }
-};
-
 constexpr int64_t kNormBlock = 4096;
 
 }  // namespace
@@ -60,14 +49,6 @@ const char *trainer_torch_version() { return TORCH_VERSION; }
 // Makes `view` the gradient of `parameter`; backward then adds into it in place.
 char *trainer_set_grad(Tensor *parameter, Tensor *view) {
   TRAINER_TRY(parameter->mutable_grad() = *view)
-}
-
-// callback(context, index) whenever the gradient of `parameter` has been accumulated. The context
-// must outlive the parameter, or trainer_clear_hooks be called first.
-char *trainer_on_grad_ready(Tensor *parameter, void (*callback)(void *, int64_t), void *context,
-                            int64_t index) {
-  TRAINER_TRY(torch::autograd::impl::set_post_acc_grad_hooks(
-      *parameter, std::make_unique<trainer::ReadyHook>(callback, context, index)))
 }
 
 // One AdamW step (Loshchilov and Hutter, 2019) over a flat segment, in place. The gradient is
