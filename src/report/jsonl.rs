@@ -165,13 +165,16 @@ fn step_of(record: &Value) -> Option<u64> {
     record.get("step").and_then(Value::as_u64)
 }
 
-/// What a resume at `step` keeps: no record of a later step, and none of an evaluation after that
-/// very step if it is still to be made (`evaluated` is the last step that was evaluated).
+/// What a resume at `step` keeps: no record of a later step, none of an evaluation after that very
+/// step if it is still to be made (`evaluated` is the last step that was evaluated), and none of a
+/// test: it is a run's last act, so a run that goes on makes it again.
 pub fn known_at(step: u64, evaluated: u64) -> impl Fn(&Record) -> bool {
     move |record| {
         let kind = record.value.get("kind").and_then(Value::as_str);
+        let test = matches!(kind, Some("test" | "test_batch"));
         let validation = matches!(kind, Some("val" | "val_batch"));
-        record.step.is_none_or(|s| s < step || s == step && (!validation || evaluated == step))
+        let known = |s| s < step || s == step && (!validation || evaluated == step);
+        !test && record.step.is_none_or(known)
     }
 }
 

@@ -90,7 +90,14 @@ pub fn write(dir: &Path, snapshot: &Snapshot) -> Result<PathBuf> {
     if path.exists() {
         if same_weights(&path, &temporary) {
             // The newer state may know more (an evaluation at this step): it takes the name over.
-            remove(&path)?;
+            // Moved aside first, so that the name stands for nothing only between two renames.
+            let mut old = files::temporary_name(&path).into_os_string();
+            old.push("-old");
+            let old = PathBuf::from(old);
+            fs::rename(&path, &old).map_err(|e| Error::write(&old, &e))?;
+            files::publish(&temporary, &path)?;
+            remove(&old)?;
+            return Ok(path);
         } else {
             let aside =
                 dir.join(format!(".damaged-{}-{}", name(snapshot.state.step), std::process::id()));

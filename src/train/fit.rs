@@ -7,7 +7,7 @@ use super::checkpoint::{self, Loaded, State};
 use super::evaluate::{EvaluationPlan, evaluate};
 use super::records::{At, Records, Timing, loss};
 use super::run_dir::{self, RunDir};
-use super::saver::Saver;
+use super::saver::{Saver, repair_links};
 use super::schedule::learning_rate;
 use super::step::{Outcome, Stepper};
 use super::task::{BatchKey, Data, Part, Phase, Task};
@@ -151,6 +151,9 @@ impl<'a, T: Task> Run<'a, T> {
         let records = (comm.rank() == 0).then(|| {
             let (terms, figures) = (task.terms(), task.figures());
             let dir = &settings.run_dir.path;
+            if let Some(loaded) = resumed.as_ref().filter(|l| l.dir.starts_with(dir)) {
+                repair_links(dir, &loaded.state)?;
+            }
             let mut records = Records::open(console.clone(), dir, training, terms, figures, state)?;
             let (sizes, seed, file) = &settings.split;
             records.split(*sizes, *seed, file)?;
@@ -216,6 +219,8 @@ impl<'a, T: Task> Run<'a, T> {
         let value = self.value(&metrics).unwrap_or(f64::NAN);
         self.is_best = self.judge.observe(self.step, value).is_best;
         self.evaluated_step = self.step;
+        // A checkpoint of this step that a signal left behind does not know of the evaluation.
+        self.saved_step = None;
         let at = self.at();
         if let Some(records) = &mut self.records {
             records.evaluation(Part::Val, at, &metrics, None)?;

@@ -68,6 +68,28 @@ fn publish(run_dir: &Path, limit: Option<usize>, snapshot: &Snapshot, best: bool
     checkpoint::prune(&dir, limit, &linked)
 }
 
+/// Points `last.ckpt` and `best.ckpt` at what a run that goes on from `state` knows: a process that
+/// was killed between a checkpoint and its links left older ones, one that walks back past a damaged
+/// checkpoint finds newer ones.
+pub(super) fn repair_links(run_dir: &Path, state: &State) -> Result<()> {
+    let checkpoints = run_dir.join("checkpoints");
+    let best = state.judge.best.map(|best| best.step);
+    for (link, step) in [("last.ckpt", Some(state.step)), ("best.ckpt", best)] {
+        let link = run_dir.join(link);
+        let step = step.filter(|step| checkpoints.join(checkpoint::name(*step)).is_dir());
+        let linked = checkpoint::linked_step(&link);
+        match step {
+            _ if step == linked => {}
+            Some(step) => {
+                let target = Path::new("checkpoints").join(checkpoint::name(step));
+                files::replace_link(&target, &link)?;
+            }
+            None => std::fs::remove_file(&link).map_err(|e| Error::write(&link, &e))?,
+        }
+    }
+    Ok(())
+}
+
 /// Copies of all that is saved, so that training may go on changing the originals.
 fn snapshot<T: Task>(task: &T, stepper: &Stepper, state: State) -> Snapshot {
     let copy = |t: &Tensor| t.to_device(Device::Cpu).copy();
