@@ -95,6 +95,7 @@ pub fn find_or_make(output_dir: &Path, name: &str, identity: &str, fresh: bool) 
             let Ok(run) = read(&path) else { continue };
             if run.identity == identity && !run.complete {
                 refuse_if_busy(&path)?;
+                sweep(&path)?;
                 return Ok(RunDir { path, continued: true });
             }
         }
@@ -114,6 +115,17 @@ pub fn find_or_make(output_dir: &Path, name: &str, identity: &str, fresh: bool) 
         }
     }
     unreachable!("some name is free")
+}
+
+/// Removes what a killed process left half-written beside the records.
+fn sweep(run_dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(run_dir).map_err(|e| Error::read(run_dir, &e))? {
+        let entry = entry.map_err(|e| Error::read(run_dir, &e))?;
+        if entry.file_name().to_str().is_some_and(files::is_temporary) {
+            fs::remove_file(entry.path()).map_err(|e| Error::write(&entry.path(), &e))?;
+        }
+    }
+    Ok(())
 }
 
 fn read(path: &Path) -> Result<RunFile> {
@@ -139,8 +151,7 @@ fn refuse_if_busy(path: &Path) -> Result<()> {
     let Ok(beat) = serde_json::from_str::<Beat>(&text) else { return Ok(()) };
     let age = now() - beat.unix_seconds;
     // A process of this host that is gone left its heartbeat behind.
-    let gone =
-        beat.host == files::host_name() && !Path::new(&format!("/proc/{}", beat.pid)).exists();
+    let gone = beat.host == files::host_name() && is_gone(beat.pid);
     if gone || age > 5.0 * BEAT.as_secs_f64() {
         return Ok(());
     }
@@ -150,6 +161,14 @@ fn refuse_if_busy(path: &Path) -> Result<()> {
     ))
     .at(path.display())
     .hint("wait for it or stop it; `--new` begins another run of the same configuration"))
+}
+
+/// Whether a process of this host has ended. A killed one stays in the list (state Z) until
+/// somebody asks for its exit code, which after the death of its launcher can take a while.
+fn is_gone(pid: u32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    // The state follows the name in parentheses, which may itself hold parentheses.
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']))
 }
 
 /// Gives signs of life in a run directory until it is dropped.
@@ -229,6 +248,18 @@ mod tests {
         let busy = find_or_make(&dir, "a", "one", false).unwrap_err();
         assert_eq!(busy.code(), 4);
         drop(heartbeat);
+
+        // A killed process that nobody has waited for yet is at work no more.
+        let mut killed = std::process::Command::new("true").spawn().unwrap();
+        let beat = Beat { host: files::host_name(), pid: killed.id(), unix_seconds: now() };
+        fs::write(fresh.path.join(HEARTBEAT), serde_json::to_string(&beat).unwrap()).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(Path::new(&format!("/proc/{}", killed.id())).exists());
+        let half = fresh.path.join(".tmp-metrics.json-host-1");
+        fs::write(&half, "").unwrap();
+        assert!(find_or_make(&dir, "a", "one", false).unwrap().continued);
+        assert!(!half.exists(), "what it left half-written is swept away");
+        killed.wait().unwrap();
         assert!(find_or_make(&dir, "a", "one", false).unwrap().continued);
         complete(&fresh.path, "one").unwrap();
         assert_eq!(find_or_make(&dir, "a", "one", false).unwrap().path, first.path);
