@@ -1,11 +1,12 @@
 //! From the process's start to a session: signals, launcher, MPI, console.
 
 use crate::config::{Launcher, LauncherKind, Suspicion, environment};
-use crate::dist::{World, stop};
+use crate::dist::{World, phase, stop};
 use crate::error::{Error, Result};
 use crate::recipes::Session;
 use crate::report::console::{Console, Level};
 use std::sync::Arc;
+use xxhash_rust::xxh3::Xxh3;
 
 /// Joins the job that the launcher's environment speaks of.
 pub fn start(level: Level) -> Result<Session> {
@@ -23,6 +24,51 @@ pub fn start(level: Level) -> Result<Session> {
         _ => Some((launcher.rank, launcher.size)),
     };
     let world = World::start(expected)?;
+    agree_on_program(&world)?;
     let console = Arc::new(Console::stderr(level, world.rank()));
     Ok(Session { world, console })
+}
+
+/// Refuses ranks that run another program or another command than rank 0.
+fn agree_on_program(world: &World) -> Result<()> {
+    if world.size() == 1 {
+        return Ok(());
+    }
+    let program = hash_of_this_program()
+        .map_err(|e| Error::launch(format!("cannot read this program's own file: {e}")))?;
+    let arguments: Vec<String> =
+        std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
+    phase::enter("comparing the ranks");
+    let refuse = |what: String, hint: &str| Err(Error::launch(what).hint(hint));
+    if let Some(odd) = world.comm.odd_one(program.to_le_bytes().to_vec())? {
+        return refuse(
+            format!("ranks differ: rank {} runs another build of trainer than rank 0", odd.rank),
+            "start one and the same file on all nodes",
+        );
+    }
+    if let Some(odd) = world.comm.odd_one(arguments.join(" ").into_bytes())? {
+        let told = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        return refuse(
+            format!(
+                "ranks differ: rank 0 was given `{}`, rank {} `{}`",
+                told(&odd.first),
+                odd.rank,
+                told(&odd.theirs)
+            ),
+            "give all ranks the same command",
+        );
+    }
+    Ok(())
+}
+
+fn hash_of_this_program() -> std::io::Result<u64> {
+    let mut file = std::fs::File::open(std::env::current_exe()?)?;
+    let mut hash = Xxh3::new();
+    let mut buffer = vec![0u8; 1 << 20];
+    loop {
+        match std::io::Read::read(&mut file, &mut buffer)? {
+            0 => return Ok(hash.digest()),
+            n => hash.update(&buffer[..n]),
+        }
+    }
 }

@@ -31,6 +31,16 @@ pub enum Comm {
     Mpi(mpi::Mpi),
 }
 
+/// A rank that is not like rank 0.
+pub struct OddOne {
+    /// Its number.
+    pub rank: usize,
+    /// What rank 0 gave.
+    pub first: Vec<u8>,
+    /// What it gave.
+    pub theirs: Vec<u8>,
+}
+
 /// An all-gather on its way.
 pub struct PendingGather(Pending);
 
@@ -112,6 +122,17 @@ impl Comm {
         let mut bytes = if mpi.rank == 0 { bytes } else { vec![0; length] };
         mpi.broadcast_bytes(&mut bytes)?;
         Ok(bytes)
+    }
+
+    /// The first rank that gives other bytes than rank 0, with both; the same answer everywhere.
+    pub fn odd_one(&self, own: Vec<u8>) -> Result<Option<OddOne>> {
+        let mut all = self.all_gather(own)?;
+        let odd = all.iter().position(|other| *other != all[0]);
+        Ok(odd.map(|rank| OddOne {
+            theirs: all.swap_remove(rank),
+            first: all.swap_remove(0),
+            rank,
+        }))
     }
 
     /// What rank 0 decides, for everyone: `decide` runs there alone, and its failure is

@@ -4,15 +4,19 @@
 //! collective would hang the job for ever. Every failure ends in `MPI_Abort`, which ends all ranks.
 
 use super::mpi::Mpi;
-use super::{Comm, phase};
+use super::{Comm, phase, stop};
 use crate::error::{Error, Result};
 use crate::files::host_name;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 /// Whether MPI can be asked to end the job, and who we are in messages.
 static MPI_IS_UP: AtomicBool = AtomicBool::new(false);
 static RANK: AtomicUsize = AtomicUsize::new(0);
 static SIZE: AtomicUsize = AtomicUsize::new(1);
+
+/// How long a rank waits for rank 0 to tell of the same error.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The ranks of this job and this process among them.
 pub struct World {
@@ -94,7 +98,20 @@ pub fn abort(code: i32) -> ! {
 }
 
 /// Prints an error with who and where, and ends the job with its exit code.
+///
+/// What goes wrong on all ranks alike is told by rank 0: the others wait a moment, and where the
+/// launcher ends them meanwhile (by a signal) they have nothing to add.
 pub fn fail(error: &Error) -> ! {
+    if RANK.load(Ordering::SeqCst) != 0 && stop::requested().is_none() {
+        let started = Instant::now();
+        while started.elapsed() < PATIENCE && stop::requested().is_none() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        if stop::requested().is_some() {
+            // SAFETY: the launcher is ending this process anyway; nothing of ours is unsaved.
+            unsafe { libc::_exit(error.code()) };
+        }
+    }
     eprintln!("{}", report("error", &error.to_string()));
     abort(error.code())
 }

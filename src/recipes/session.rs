@@ -1,10 +1,11 @@
 //! What every recipe gets: the world, the console, and how this process computes.
 
-use crate::config::{Device, Distributed, Precision};
+use crate::config::{Device, Distributed, Precision, difference};
 use crate::dist::World;
 use crate::error::{Error, Result};
 use crate::report::console::Console;
 use crate::torch;
+use serde_json::Value;
 use std::sync::Arc;
 
 /// This process among the ranks, and where it speaks.
@@ -65,16 +66,34 @@ impl Session {
         Ok(Compute { device, threads })
     }
 
+    /// Refuses ranks that were given another configuration than rank 0, and names the keys.
+    pub fn agree_on(&self, resolved: &Value) -> Result<()> {
+        let Some(odd) = self.world.comm.odd_one(resolved.to_string().into_bytes())? else {
+            return Ok(());
+        };
+        let read = |bytes: &[u8]| {
+            serde_json::from_slice(bytes)
+                .map_err(|e| Error::bug(format!("a configuration cannot be read: {e}")))
+        };
+        let keys = difference(&read(&odd.first)?, &read(&odd.theirs)?);
+        let keys = if keys.is_empty() { "some keys".to_string() } else { keys.join(", ") };
+        Err(Error::launch(format!(
+            "ranks differ: rank 0 and rank {} disagree about {keys}",
+            odd.rank
+        ))
+        .hint("give all ranks the same configuration, from the same working directory"))
+    }
+
     /// Refuses ranks that would compute other bits than rank 0.
     fn agree(&self, device: tch::Device, threads: usize) -> Result<()> {
         let own = format!("{} with {threads} threads", platform(device));
-        let all = self.world.comm.all_gather(own.clone().into_bytes())?;
-        match all.iter().position(|other| *other != all[0]) {
+        match self.world.comm.odd_one(own.into_bytes())? {
             None => Ok(()),
-            Some(rank) => Err(Error::launch(format!(
-                "ranks differ: rank 0 computes on {}, rank {rank} on {}",
-                String::from_utf8_lossy(&all[0]),
-                String::from_utf8_lossy(&all[rank])
+            Some(odd) => Err(Error::launch(format!(
+                "ranks differ: rank 0 computes on {}, rank {} on {}",
+                String::from_utf8_lossy(&odd.first),
+                odd.rank,
+                String::from_utf8_lossy(&odd.theirs)
             ))
             .hint(
                 "start all ranks on nodes of one kind, and set distributed.threads_per_rank; \

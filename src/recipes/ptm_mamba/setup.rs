@@ -142,8 +142,9 @@ impl Sections {
         }
     }
 
-    /// Threads, device and determinism.
+    /// Threads, device and determinism, the same on every rank.
     pub fn compute(&self, session: &Session, stored_threads: Option<usize>) -> Result<Compute> {
+        session.agree_on(&self.resolved()?)?;
         session.compute(self.run.device, self.training.precision, &self.distributed, stored_threads)
     }
 
