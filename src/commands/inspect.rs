@@ -123,6 +123,22 @@ fn cache_dir(path: &Path, finish: bool) -> Result<String> {
     if report.is_whole() {
         return Ok(text + "every byte is as its hash says");
     }
+    if report.damaged.is_empty() {
+        let missing = report.shards - report.shards_read;
+        if finish {
+            return Err(Error::damaged(format!(
+                "{missing} of {} shards are missing",
+                report.shards
+            ))
+            .at(path.display())
+            .hint(
+                "run `trainer embed CONFIG`, or its missing parts; the last one finishes the cache",
+            ));
+        }
+        return Ok(
+            text + "what is there is as its hash says; `trainer embed CONFIG` makes the rest"
+        );
+    }
     print!("{text}");
     let damaged: Vec<String> =
         report.damaged.iter().map(|d| format!("{}: {}", d.shard, d.what)).collect();
