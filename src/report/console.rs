@@ -44,26 +44,32 @@ struct State {
     out: Box<dyn Write + Send>,
     /// The bar that stands, or would stand, on the last line.
     bar: Option<String>,
-    /// When progress was last shown.
+    /// When progress was last shown, or began.
     shown: Option<Instant>,
+    /// Whether a file was told of the work that goes on.
+    told: bool,
     /// Whether someone wrote part of a line and the bar has to wait.
     inside_line: bool,
 }
 
 impl Console {
     /// Standard error, at this level on rank 0 and silent on all others. The bar is as wide as
-    /// `COLUMNS` says, else 80.
+    /// `COLUMNS` or the terminal says, else 80.
     pub fn stderr(level: Level, rank: usize) -> Self {
         let level = if rank == 0 { level } else { Level::Silent };
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         let columns = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
         let terminal = io::stderr().is_terminal() && !dumb;
+        let columns = columns.or_else(|| {
+            let size = rustix::termios::tcgetwinsize(io::stderr()).ok()?;
+            (size.ws_col > 0).then(|| usize::from(size.ws_col))
+        });
         Self::to(Box::new(io::stderr()), level, terminal, columns.unwrap_or(80))
     }
 
     /// Any other place.
     pub fn to(out: Box<dyn Write + Send>, level: Level, terminal: bool, width: usize) -> Self {
-        let state = State { out, bar: None, shown: None, inside_line: false };
+        let state = State { out, bar: None, shown: None, told: false, inside_line: false };
         Console { level, terminal, width, state: Mutex::new(state) }
     }
 
@@ -87,11 +93,18 @@ impl Console {
         self.say(Level::Quiet, &format!("warning: {text}"));
     }
 
-    /// Shows how far some work is: redraws the bar at most ten times a second, or writes a line to
-    /// a file at most every ten seconds. The end of the work is always shown.
+    /// Shows how far some work is: redraws the bar at most ten times a second, and takes it away at
+    /// the end of the work; or writes a line to a file every ten seconds. A file hears nothing of
+    /// work that takes less, and of the end of work only when it heard of the work.
     pub fn progress(&self, done: u64, total: u64, text: &str) {
         let pause = if self.terminal { REDRAW } else { REPEAT };
         self.show(done, total, text, pause);
+        if self.terminal && done >= total {
+            let mut state = self.state();
+            if state.bar.take().is_some() {
+                state.put(ERASE);
+            }
+        }
     }
 
     /// Like [`Console::progress`], but a file gets every one: for step lines, whose pace the user
@@ -104,6 +117,7 @@ impl Console {
     pub fn finish(&self) {
         let mut state = self.state();
         state.shown = None;
+        state.told = false;
         if let Some(bar) = state.bar.take() {
             state.put(&format!("{ERASE}{bar}\n"));
         }
@@ -120,7 +134,12 @@ impl Console {
             return;
         }
         let mut state = self.state();
-        let due = done >= total || state.shown.is_none_or(|shown| shown.elapsed() >= pause);
+        let over = done >= total;
+        let waited = state.shown.map(|shown| shown.elapsed() >= pause);
+        let due = match self.terminal || pause.is_zero() {
+            true => over || waited != Some(false),
+            false => waited == Some(true) || over && state.told,
+        };
         if self.terminal {
             // Kept even when not drawn, so that finish() leaves the last state.
             let bar = draw(done, total, text, self.width);
@@ -130,8 +149,9 @@ impl Console {
             state.bar = Some(bar);
         } else if due {
             state.put_line(text);
+            state.told = !over && !pause.is_zero();
         }
-        if due {
+        if due || waited.is_none() {
             state.shown = Some(Instant::now());
         }
     }
@@ -295,13 +315,17 @@ mod tests {
         console.progress(1, 4, "one");
         console.line("hello\nworld");
         write!(&console, "from the ").unwrap();
-        console.progress(4, 4, "four");
+        console.step(4, 4, "four");
         writeln!(&console, "log").unwrap();
         let bar = "[###########################] 100% four";
         assert_eq!(shared.screen(), ["hello", "world", "from the log", bar]);
         console.finish();
         console.line("done");
         assert_eq!(shared.screen(), ["hello", "world", "from the log", bar, "done", ""]);
+        console.progress(1, 2, "half");
+        console.progress(2, 2, "whole");
+        console.line("over");
+        assert_eq!(shared.screen()[4..], ["done", "over", ""]);
     }
 
     #[test]
@@ -318,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_gets_plain_lines() {
+    fn a_file_gets_plain_lines_and_hears_nothing_of_short_work() {
         let (console, shared) = console(Level::Normal, false);
         for done in 1..=3 {
             console.step(done, 9, &format!("step {done}"));
@@ -327,7 +351,15 @@ mod tests {
             console.progress(done, 9, &format!("item {done}"));
         }
         console.finish();
-        assert_eq!(shared.text(), "step 1\nstep 2\nstep 3\nitem 9\n");
+        assert_eq!(shared.text(), "step 1\nstep 2\nstep 3\n");
+        let past = Instant::now().checked_sub(REPEAT);
+        for done in [0, 5, 9] {
+            if done == 5 {
+                console.state().shown = past;
+            }
+            console.progress(done, 9, &format!("part {done}"));
+        }
+        assert!(shared.text().ends_with("step 3\npart 5\npart 9\n"), "{}", shared.text());
     }
 
     #[test]

@@ -137,9 +137,25 @@ impl TimeLeft {
     }
 }
 
-/// A count: `950`, `61.2k`, `3.4M`, `1.5G`.
+/// A count: to the last one below ten million (`950`, `61,249`), then `12.3M`, `1.5G`.
 pub fn count(n: u64) -> String {
-    if n < 1000 { n.to_string() } else { scaled(n as f64) }
+    if n >= 10_000_000 {
+        return scaled(n as f64);
+    }
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A count with its noun: `1 rank`, `2 ranks`.
+pub fn counted(n: u64, noun: &str) -> String {
+    format!("{} {noun}{}", count(n), if n == 1 { "" } else { "s" })
 }
 
 /// A rate: like [`count`], with one decimal below 10; `?` where it is not finite.
@@ -177,14 +193,16 @@ pub fn bytes(n: u64) -> String {
     format!("{value} {unit}B")
 }
 
-/// A time in seconds: `0.4 ms`, `412 ms`, `4.2 s`, `3m12s`, `1h02m`, `3d04h`; `?` where it is not
+/// A time in seconds: `0 s`, `0.4 ms`, `412 ms`, `4.2 s`, `3m12s`, `1h02m`, `3d04h`; `?` where it is not
 /// a time.
 pub fn duration(seconds: f64) -> String {
     if !seconds.is_finite() || seconds < 0.0 {
         return "?".to_string();
     }
     let whole = seconds.round() as u64;
-    if seconds < 0.00995 {
+    if seconds == 0.0 {
+        "0 s".to_string()
+    } else if seconds < 0.00995 {
         format!("{:.1} ms", seconds * 1e3)
     } else if seconds < 0.9995 {
         format!("{:.0} ms", seconds * 1e3)
@@ -291,8 +309,8 @@ mod tests {
 
     #[test]
     fn units_change_where_rounding_does() {
-        let counts = [(0, "0"), (999, "999"), (1000, "1.0k"), (61_249, "61.2k")];
-        let more = [(999_949, "999.9k"), (999_950, "1.0M"), (3_400_000, "3.4M")];
+        let counts = [(0, "0"), (999, "999"), (1000, "1,000"), (61_249, "61,249")];
+        let more = [(9_999_999, "9,999,999"), (10_000_000, "10.0M"), (999_950_000, "1.0G")];
         for (n, text) in counts.into_iter().chain(more) {
             assert_eq!(count(n), text);
         }
@@ -302,7 +320,17 @@ mod tests {
         for (x, text) in [(3.24, "3.2"), (9.96, "10"), (999.6, "1.0k"), (f64::NAN, "?")] {
             assert_eq!(rate(x), text);
         }
-        let times = [(0.0004, "0.4 ms"), (0.412, "412 ms"), (0.9996, "1.0 s"), (4.2, "4.2 s")];
+        assert_eq!(
+            (counted(1, "rank"), counted(2000, "rank")),
+            ("1 rank".into(), "2,000 ranks".into())
+        );
+        let times = [
+            (0.0, "0 s"),
+            (0.0004, "0.4 ms"),
+            (0.412, "412 ms"),
+            (0.9996, "1.0 s"),
+            (4.2, "4.2 s"),
+        ];
         let longer = [(59.96, "1m00s"), (192.0, "3m12s"), (3599.6, "1h00m"), (3720.0, "1h02m")];
         let longest = [(86_399.0, "1d00h"), (273_600.0, "3d04h"), (f64::INFINITY, "?")];
         for (x, text) in times.into_iter().chain(longer).chain(longest) {

@@ -224,13 +224,16 @@ impl Records {
             board.flush()?;
         }
         self.metrics_json.update()?;
-        let list: Vec<String> = shown.iter().map(|(n, v)| format!("{n} {}", figure(*v))).collect();
+        let list = shown.iter().map(|(name, value)| match name.as_str() {
+            "loss" => format!("loss {value:.4}"),
+            _ => format!("{name} {}", figure(*value)),
+        });
         let samples = metrics.total("samples").sum as u64;
         self.console.line(&format!(
             "{} after step {} | {} | {} samples",
             if kind == "val" { "validation" } else { "test" },
             at.step,
-            list.join(" | "),
+            list.collect::<Vec<_>>().join(" | "),
             count(samples)
         ));
         Ok(())
