@@ -6,7 +6,42 @@ use crate::error::{Error, Result};
 use crate::recipes::Session;
 use crate::report::console::{Console, Level};
 use std::sync::Arc;
+use tracing_subscriber::EnvFilter;
 use xxhash_rust::xxh3::Xxh3;
+
+/// What sets the log's filter, such as `debug` or `trainer::dist=trace`, on every rank.
+const FILTER: &str = "TRAINER_LOG";
+
+/// Lets log lines appear between the console's own; without a filter `-v` shows rank 0's phases.
+fn log_to(console: &Arc<Console>) -> Result<()> {
+    let filter = match std::env::var(FILTER) {
+        Ok(text) => EnvFilter::try_new(&text)
+            .map_err(|e| Error::usage(e.to_string()).at(FILTER).hint("try TRAINER_LOG=debug"))?,
+        Err(_) if console.level() >= Level::Verbose => EnvFilter::new("trainer=debug"),
+        Err(_) => return Ok(()),
+    };
+    let own = console.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(move || Lines(own.clone()))
+        .finish();
+    tracing::subscriber::set_global_default(subscriber)
+        .map_err(|e| Error::bug(format!("the log was set up twice: {e}")))
+}
+
+/// The console as the log's place to write.
+struct Lines(Arc<Console>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        (&*self.0).write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
 
 /// Joins the job that the launcher's environment speaks of.
 pub fn start(level: Level) -> Result<Session> {
@@ -26,6 +61,7 @@ pub fn start(level: Level) -> Result<Session> {
     let world = World::start(expected)?;
     agree_on_program(&world)?;
     let console = Arc::new(Console::stderr(level, world.rank()));
+    log_to(&console)?;
     Ok(Session { world, console })
 }
 

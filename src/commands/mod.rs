@@ -23,7 +23,7 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// Say more.
+    /// Say more: what is being done, with times.
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     verbose: bool,
     /// Say warnings alone.
@@ -60,7 +60,7 @@ pub struct ModelArgs {
 /// The subcommands.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Do whatever of embed, train and evaluate is not done yet.
+    /// Embed what is not embedded yet, train or go on training, and evaluate.
     Run {
         #[command(flatten)]
         config: ConfigArgs,

@@ -1,4 +1,4 @@
-//! What this process is doing, for the one message it may have to leave.
+//! What this process is doing, for the one message it may have to leave, and for `-v`.
 
 use std::sync::Mutex;
 
@@ -6,8 +6,10 @@ static PHASE: Mutex<String> = Mutex::new(String::new());
 
 /// Says what begins now, in words that complete "while ...".
 pub fn enter(phase: impl Into<String>) {
+    let phase = phase.into();
+    tracing::debug!("{phase}");
     if let Ok(mut current) = PHASE.lock() {
-        *current = phase.into();
+        *current = phase;
     }
 }
 
