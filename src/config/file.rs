@@ -137,7 +137,11 @@ impl ConfigFile {
             return Ok(());
         };
         let what = format!("unknown section {name}{}", typed::suggest(name, known));
-        Err(Error::usage(what).at(self.place(name)))
+        let error = Error::usage(what).at(self.place(name));
+        Err(match self.tree[name] {
+            Value::Object(_) => error,
+            _ => error.hint("a key stands in its section, such as training.lr"),
+        })
     }
 
     /// Where a dotted key was written: `file:line`, the `--set`, or the nearest thing around it.
