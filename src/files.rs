@@ -82,6 +82,17 @@ pub fn replace_link(target: &Path, link: &Path) -> Result<()> {
     publish(&temporary, link)
 }
 
+/// Writes to standard output. A reader that has seen enough (`| head`) is no failure.
+pub fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::write(Path::new("standard output"), &e))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Reads a whole small text file.
 pub fn read_text(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(|e| Error::read(path, &e))

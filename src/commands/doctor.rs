@@ -2,7 +2,7 @@
 
 use crate::dist::{mpi_version, nccl_version};
 use crate::error::Result;
-use crate::files::{free_bytes, host_name};
+use crate::files::{free_bytes, host_name, print};
 use crate::recipes::{Done, Session};
 use crate::report::console::table;
 use crate::report::step_line::bytes;
@@ -27,10 +27,11 @@ pub fn run(session: &Session) -> Result<Done> {
     }
     let rows: Vec<Vec<String>> =
         facts().into_iter().map(|(what, found)| vec![what.to_string(), found]).collect();
-    print!("{}", table(&["what", "found"], &rows));
+    let mut text = table(&["what", "found"], &rows) + "\n";
     for rank in ranks {
-        println!("{}", String::from_utf8_lossy(&rank));
+        text += &format!("{}\n", String::from_utf8_lossy(&rank));
     }
+    print(&text)?;
     Ok(Done::Complete)
 }
 

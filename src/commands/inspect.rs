@@ -4,14 +4,18 @@
 use crate::cache::{self, verify};
 use crate::config::{ConfigFile, Dataset, Esm, OverLength};
 use crate::data::fasta::FastaIndex;
-use crate::data::table::read_table;
+use crate::data::labels::{POS, TOKEN};
+use crate::data::table::{AC_ID, ORI_SEQ, Table, read_table};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::recipes::{self, Done, Session};
 use crate::report::console::table;
-use crate::report::step_line::{bytes, count};
+use crate::report::step_line::{bytes, count, counted};
 use crate::torch::WeightFile;
 use crate::train::checkpoint;
 use clap::Args;
+use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What `inspect` takes.
@@ -34,7 +38,7 @@ pub fn run(args: &InspectArgs, session: &Session) -> Result<Done> {
         return Err(Error::data("there is no such file or directory").at(path.display()));
     }
     let text = if path.is_dir() { directory(path, args.finish)? } else { file(path, session)? };
-    println!("{}", text.trim_end());
+    files::print(&format!("{}\n", text.trim_end()))?;
     Ok(Done::Complete)
 }
 
@@ -49,7 +53,9 @@ fn directory(path: &Path, finish: bool) -> Result<String> {
     if has("plan.json") || has("manifest.json") {
         return cache_dir(path, finish);
     }
-    Err(Error::data("neither a run, a checkpoint, a model nor a cache").at(path.display()))
+    Err(Error::data("neither a run, a checkpoint, a model nor a cache")
+        .at(path.display())
+        .hint("name one of these, or a file: CSV, FASTA, YAML or safetensors"))
 }
 
 fn run_dir(path: &Path) -> Result<String> {
@@ -74,11 +80,11 @@ fn weights(path: &Path) -> Result<String> {
         let loaded = checkpoint::open(path)?;
         let s = &loaded.state;
         text += &format!(
-            "checkpoint after step {}, best {}, made on {} with {} threads a rank; whole\n",
+            "checkpoint after step {}, best {}, made on {} with {} a rank; whole\n",
             s.step,
             s.judge.best.map_or("none".into(), |b| format!("{:.4} at step {}", b.value, b.step)),
             s.platform,
-            s.threads_per_rank
+            counted(s.threads_per_rank as u64, "thread")
         );
     }
     let file = WeightFile::open(path)?;
@@ -113,8 +119,8 @@ fn cache_dir(path: &Path, finish: bool) -> Result<String> {
         let print = cache.fingerprint();
         for (part, map) in [("meaning", &print.meaning), ("making", &print.making)] {
             let rows: Vec<Vec<String>> =
-                map.iter().map(|(k, v)| vec![k.clone(), v.to_string()]).collect();
-            text += &table(&[part, "value"], &rows);
+                map.iter().map(|(k, v)| vec![k.clone(), plain(v)]).collect();
+            text += &format!("\n{}\n", table(&[part, "value"], &rows));
         }
     }
     if report.leftovers > 0 {
@@ -139,12 +145,17 @@ fn cache_dir(path: &Path, finish: bool) -> Result<String> {
             text + "what is there is as its hash says; `trainer embed CONFIG` makes the rest"
         );
     }
-    print!("{text}");
+    files::print(&text)?;
     let damaged: Vec<String> =
         report.damaged.iter().map(|d| format!("{}: {}", d.shard, d.what)).collect();
     Err(Error::damaged(format!("damaged: {}", damaged.join("; "))).at(path.display()).hint(
         "delete the damaged shards and run `trainer embed CONFIG` again: only they are made anew",
     ))
+}
+
+/// A value as people write it: text without quotes.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), String::from)
 }
 
 fn file(path: &Path, session: &Session) -> Result<String> {
@@ -179,7 +190,7 @@ fn data_file(path: &Path) -> Result<String> {
             c.lower_case,
             c.stars,
             c.duplicates,
-            fragment(path, at(1.0) as usize)
+            fragment(path, Some(at(1.0) as usize))
         ));
     }
     let table = read_table(path)?;
@@ -192,21 +203,42 @@ fn data_file(path: &Path) -> Result<String> {
         count(table.rows.len() as u64),
         table.columns.join(", ")
     );
+    if [AC_ID, POS, TOKEN].iter().all(|c| table.column(c).is_ok()) && table.column(ORI_SEQ).is_err()
+    {
+        return Ok(format!("{head}{}\n\n{}", sites(&table)?, fragment(path, None)));
+    }
     match recipes::ptm_mamba::describe(path, &dataset, &esm) {
-        Ok((said, longest)) => Ok(format!("{head}{said}\n\n{}", fragment(path, longest))),
+        Ok((said, longest)) => Ok(format!("{head}{said}\n\n{}", fragment(path, Some(longest)))),
         Err(error) => Ok(format!("{head}not readable as PTM sequences: {error}")),
     }
 }
 
-/// A piece of configuration that fits this file.
-fn fragment(path: &Path, longest: usize) -> String {
-    let long = if longest > 1022 {
-        "  over_length: windows      # some are longer than 1022\n"
-    } else {
-        ""
+/// What a table of sites holds whose sequences are elsewhere.
+fn sites(table: &Table) -> Result<String> {
+    let (id, token) = (table.column(AC_ID)?, table.column(TOKEN)?);
+    let distinct = |column: usize| {
+        table.rows.iter().map(|row| row.fields[column].trim()).collect::<BTreeSet<_>>().len() as u64
     };
-    format!(
-        "dataset:\n  dataset_location: {}\n  val_size: 0.1\n  test_size: 0.05\nesm:\n  max_length: 1022\n{long}",
-        path.display()
-    )
+    Ok(format!(
+        "a table of sites: {} in {}, {} of PTM token; the sequences are in another file",
+        counted(table.rows.len() as u64, "site"),
+        counted(distinct(id), "protein"),
+        counted(distinct(token), "kind")
+    ))
+}
+
+/// A configuration that fits this file, from the residues of its longest protein; None: a table of
+/// sites, which has no protein in it.
+fn fragment(path: &Path, longest: Option<usize>) -> String {
+    let mut text = format!("recipe: ptm_mamba\ndataset:\n  dataset_location: {}\n", path.display());
+    if longest.is_none() {
+        text += "  sequences: PROTEINS.fasta   # or a CSV with an id and ori_seq\n";
+    }
+    text += "  val_size: 0.1\n  test_size: 0.05\nesm:\n";
+    text += "  model: models/esm2_t33_650M_UR50D   # a copy of the Hugging Face directory\n";
+    text += "  max_length: 1022\n";
+    if longest.is_none_or(|n| n > 1022) {
+        text += "  over_length: windows        # for proteins longer than that\n";
+    }
+    text
 }
