@@ -7,9 +7,10 @@ use crate::files;
 use crate::recipes::{Done, Session};
 use crate::report::step_line::count;
 use crate::torch::{Entry, WeightFile, write_safetensors};
+use crate::train::run_dir;
 use clap::{Args, ValueEnum};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Where to.
 #[derive(Clone, Copy, ValueEnum)]
@@ -23,7 +24,7 @@ pub enum Layout {
 /// What `export` takes.
 #[derive(Args)]
 pub struct ExportArgs {
-    /// A cache or a checkpoint.
+    /// A cache, a checkpoint or a run (its best).
     source: PathBuf,
     /// The layout.
     #[arg(long)]
@@ -82,7 +83,7 @@ fn cache_to_h5(args: &ExportArgs, session: &Session) -> Result<()> {
         let dim = cache.manifest().plan.dim;
         let total = rows.len() as u64;
         export_v1(&path, &rows, dim, 1, |i, out| {
-            session.console.progress(i as u64, total, &format!("writing {part}"));
+            session.console.progress(i as u64, total, &format!("writing {part} {i}/{total}"));
             cache.read_with_specials(records[i].0, out)
         })?;
         session.console.finish();
@@ -120,7 +121,8 @@ fn masked(fingerprint: &Fingerprint) -> bool {
 
 /// Upstream's names are ours; what upstream stores twice (the tied head) is written twice.
 fn checkpoint_to_upstream(args: &ExportArgs, session: &Session) -> Result<()> {
-    let file = WeightFile::open(&args.source)?;
+    let source = run_dir::best_of(&args.source);
+    let file = WeightFile::open(&source)?;
     let names: Vec<String> = file.names().map(String::from).collect();
     let mut entries = Vec::new();
     for name in &names {
@@ -132,7 +134,7 @@ fn checkpoint_to_upstream(args: &ExportArgs, session: &Session) -> Result<()> {
     }
     let path = args.output.join("model.safetensors");
     write_safetensors(&path, &entries)?;
-    let config = Path::new(&args.source).join("config.json");
+    let config = source.join("config.json");
     if config.is_file() {
         files::write_text(&args.output.join("config.json"), &files::read_text(&config)?)?;
     }

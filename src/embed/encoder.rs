@@ -15,6 +15,8 @@ pub struct Encoder {
     layer: i64,
     device: Device,
     identity: Map<String, Value>,
+    /// The weights were drawn from the run's seed.
+    drawn: bool,
 }
 
 impl Encoder {
@@ -62,7 +64,7 @@ impl Encoder {
             serde_json::to_value(&config).map_err(|e| Error::bug(format!("ESM-2's shape: {e}")))?,
         );
         identity.insert("layer".into(), json!(layer));
-        Ok(Encoder { model, layer: layer as i64, device, identity })
+        Ok(Encoder { model, layer: layer as i64, device, identity, drawn: dir.is_none() })
     }
 
     /// Width D of the embeddings.
@@ -78,8 +80,9 @@ impl Encoder {
     /// A short description for people.
     pub fn describe(&self) -> String {
         let c = self.model.config();
+        let drawn = if self.drawn { ", untrained: weights drawn from run.seed" } else { "" };
         format!(
-            "ESM-2 {} layers x {}, {} heads, layer {}",
+            "ESM-2 {} layers x {}, {} heads, layer {}{drawn}",
             c.num_hidden_layers, c.hidden_size, c.num_attention_heads, self.layer
         )
     }

@@ -186,7 +186,7 @@ impl<'a> Work<'a> {
     pub fn describe(&self, plan: &Plan) -> String {
         let padding = self.plan.padding();
         let batches = self.plan.batches() * usize::from(self.copies());
-        let sparse = if self.encoder.is_packed() { " (not computed here)" } else { "" };
+        let sparse = if self.encoder.is_packed() { " (but not computed: packed)" } else { "" };
         format!(
             "{} | {} sequences ({} different), {} residues x {} copies | {} batches in {} shards, \
              padding {}{sparse} | {} to write, {} free",

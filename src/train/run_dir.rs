@@ -88,6 +88,12 @@ pub fn list(output_dir: &Path, name: &str) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// The best checkpoint of a run; any other path as it is.
+pub fn best_of(path: &Path) -> PathBuf {
+    let best = path.join("best.ckpt");
+    if best.exists() { best } else { path.to_path_buf() }
+}
+
 /// Finds the directory to go on in, or makes one (rank 0 alone). With `fresh`, always makes one.
 pub fn find_or_make(output_dir: &Path, name: &str, identity: &str, fresh: bool) -> Result<RunDir> {
     if !fresh {

@@ -18,8 +18,9 @@ use super::{Done, Recipe, Session, UseArgs, platform};
 use crate::config::{ConfigFile, Dataset, Esm, GreaterIsBetter};
 use crate::embed;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::metrics::registry::{Direction, Merge, Registry};
-use crate::report::step_line::count;
+use crate::report::step_line::{count, counted, duration, rate};
 use crate::train::evaluate::evaluate;
 use crate::train::fit::{Ended, Plans, Settings, fit};
 use crate::train::run_dir;
@@ -92,12 +93,24 @@ impl Recipe for PtmMambaRecipe {
         let sections = Sections::read(config)?;
         let compute = sections.compute(session, None)?;
         let (ended, summary) = setup::embed(&sections, session, &compute, part)?;
-        if session.world.rank() == 0 && summary.seconds > 0.0 {
+        let residues = session.world.comm.all_gather(summary.residues.to_le_bytes().to_vec())?;
+        let residues: u64 = residues
+            .into_iter()
+            .filter_map(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)))
+            .sum();
+        if session.world.rank() == 0 && residues > 0 {
+            let seconds = summary.seconds;
+            session.console.line(&format!(
+                "{} residues in {}, {} residues/s",
+                count(residues),
+                duration(seconds),
+                rate(residues as f64 / seconds)
+            ));
             let line = json!({
-                "residues": summary.residues, "forward_seconds": summary.forward_seconds,
-                "total_seconds": summary.seconds,
+                "residues": residues, "forward_seconds": summary.forward_seconds,
+                "total_seconds": seconds,
             });
-            println!("{line}");
+            files::print(&format!("{line}\n"))?;
         }
         let dir = sections.cache_dir();
         match ended {
@@ -132,9 +145,9 @@ impl Recipe for PtmMambaRecipe {
         let console = &session.console;
         console.line(&format!("run: {}", run_dir.path.display()));
         console.line(&format!(
-            "{} ranks, {} threads each, {} | {} micro-batches a step of at most {} tokens",
-            session.world.size(),
-            compute.threads,
+            "{}, {} each, {} | {} micro-batches a step of at most {} tokens",
+            counted(session.world.size() as u64, "rank"),
+            counted(compute.threads as u64, "thread"),
             platform(compute.device),
             sections.training.micro_batches_per_step,
             count(sections.training.max_tokens_per_batch as u64),
@@ -182,7 +195,8 @@ impl Recipe for PtmMambaRecipe {
             }
             let workers = sections.training.num_workers;
             let metrics = evaluate(&task, &session.world.comm, plan, workers, |done, total| {
-                session.console.progress(done as u64, total as u64, "evaluating");
+                let text = format!("evaluating {} {done}/{total}", plan.part.name());
+                session.console.progress(done as u64, total as u64, &text);
             })?;
             let Some(metrics) = metrics else { return Ok(Done::Preempted) };
             let loss = crate::train::records::loss(&metrics, &task.terms());
@@ -192,12 +206,13 @@ impl Recipe for PtmMambaRecipe {
             for name in task.figures() {
                 one.insert(name.into(), json!(metrics.mean(name)));
             }
-            one.insert("samples".into(), json!(metrics.total("samples").sum));
+            one.insert("samples".into(), json!(metrics.total("samples").sum as u64));
             results.insert(plan.part.name().into(), Value::Object(one));
         }
         session.console.finish();
         if session.world.rank() == 0 {
             predict::write_text(args, &format!("{:#}\n", Value::Object(results)))?;
+            predict::say_written(session, args);
         }
         Ok(Done::Complete)
     }

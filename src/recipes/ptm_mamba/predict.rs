@@ -28,10 +28,7 @@ const GROUPS: usize = 7;
 pub fn write_text(args: &UseArgs, text: &str) -> Result<()> {
     match &args.output {
         Some(path) => files::write_text(path, text),
-        None => {
-            print!("{text}");
-            Ok(())
-        }
+        None => files::print(text),
     }
 }
 
@@ -71,7 +68,15 @@ pub fn run(sections: &Sections, session: &Session, args: &UseArgs) -> Result<Don
         None => predictor.write_sites(&samples, args, session)?,
     }
     session.console.finish();
+    say_written(session, args);
     Ok(Done::Complete)
+}
+
+/// Says where results went, if not to standard output.
+pub fn say_written(session: &Session, args: &UseArgs) {
+    if let Some(path) = &args.output {
+        session.console.line(&format!("written: {}", path.display()));
+    }
 }
 
 fn read_input(sections: &Sections, args: &UseArgs) -> Result<Samples> {
@@ -121,7 +126,7 @@ impl Predictor {
         let total = samples.samples.len() as u64;
         for (done, sample) in samples.samples.iter().enumerate() {
             stop_if_asked()?;
-            session.console.progress(done as u64, total, "predicting");
+            session.console.progress(done as u64, total, &format!("predicting {done}/{total}"));
             let id = quoted(&samples.ids[sample.record as usize]);
             for (residue, row) in self.probabilities(sample)?.iter().enumerate() {
                 let pos = sample.item.range[0] as usize + residue;
@@ -162,7 +167,7 @@ impl Predictor {
             .collect();
         export_v1(path, &rows, d, 1, |i, out| {
             stop_if_asked()?;
-            session.console.progress(i as u64, total, "computing hidden states");
+            session.console.progress(i as u64, total, &format!("hidden states {i}/{total}"));
             let sample = &samples.samples[i];
             let hidden = self.hidden(sample, |_| false)?;
             let length = sample.tokens.len() as i64;

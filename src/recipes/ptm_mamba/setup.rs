@@ -497,8 +497,7 @@ fn checkpoint_files(shape: &PtmMambaConfig) -> Result<Vec<(String, String)>> {
 /// Weights by name and shape from a run, a checkpoint or upstream's tensors as safetensors; gives
 /// the number of tensors.
 fn init_from(params: &Params, path: &Path) -> Result<usize> {
-    let best = path.join("best.ckpt");
-    let file = WeightFile::open(if best.exists() { &best } else { path })?;
+    let file = WeightFile::open(&run_dir::best_of(path))?;
     let rename = |name: &str| (!PtmMambaConfig::is_unused(name)).then(|| name.to_string());
     let report = params.load(&file, rename)?;
     report.strict(&file)?;
@@ -515,7 +514,7 @@ pub fn load_weights(
 ) -> Result<PathBuf> {
     let run = &sections.run;
     let dir: PathBuf = session.world.comm.decide(|| match &args.checkpoint {
-        Some(path) => Ok(path.clone()),
+        Some(path) => Ok(run_dir::best_of(path)),
         None => {
             let runs = run_dir::list(&run.output_dir, &run.name)?;
             let best = runs.iter().map(|r| r.join("best.ckpt")).find(|p| p.exists());
