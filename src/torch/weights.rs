@@ -42,7 +42,9 @@ pub struct WeightFile {
 /// Refuses files that Python would unpickle: they can run code, and are never read.
 pub fn refuse_pickle(path: &Path) -> Result<()> {
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    if !matches!(extension, "pt" | "pth" | "pkl" | "bin") {
+    // Upstream's checkpoints are files called best.ckpt; ours are directories.
+    let upstream = extension == "ckpt" && path.is_file();
+    if !upstream && !matches!(extension, "pt" | "pth" | "pkl" | "bin") {
         return Ok(());
     }
     Err(Error::damaged("this is a Python pickle, which can run code and is never read")
@@ -50,7 +52,8 @@ pub fn refuse_pickle(path: &Path) -> Result<()> {
         .hint(format!(
             "convert it once: python -c \"import torch, safetensors.torch as s; \
              d = torch.load('{0}', map_location='cpu', weights_only=True); \
-             s.save_file({{k: v.contiguous() for k, v in d.items()}}, '{0}.safetensors')\"",
+             d = d.get('model', d); \
+             s.save_file({{k: v.clone() for k, v in d.items()}}, '{0}.safetensors')\"",
             path.display()
         )))
 }
@@ -302,4 +305,26 @@ pub fn write_safetensors(path: &Path, entries: &[Entry]) -> Result<()> {
     let bytes = safetensors::serialize(views, Some(metadata))
         .map_err(|e| Error::bug(format!("safetensors: {e}")).at(path.display()))?;
     files::write_atomic(path, |out| std::io::Write::write_all(out, &bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pickles_are_refused_and_a_checkpoint_directory_is_none() {
+        let dir = std::env::temp_dir().join(format!("trainer-pickles-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("best.ckpt")).unwrap();
+        std::fs::write(dir.join("last.ckpt"), b"PK").unwrap();
+        for name in ["last.ckpt", "model.pt", "pytorch_model.bin"] {
+            let error = refuse_pickle(&dir.join(name)).unwrap_err();
+            assert!(
+                error.code() == 5 && error.to_string().contains("d.get('model', d)"),
+                "{error}"
+            );
+        }
+        refuse_pickle(&dir.join("best.ckpt")).unwrap();
+        refuse_pickle(&dir.join("model.safetensors")).unwrap();
+        std::fs::remove_dir_all(dir).unwrap();
+    }
 }
