@@ -189,7 +189,7 @@ impl<'a> Work<'a> {
         let sparse = if self.encoder.is_packed() { " (but not computed: packed)" } else { "" };
         format!(
             "{} | {} sequences ({} different), {} residues x {} copies | {} batches in {} shards, \
-             padding {}{sparse} | {} to write, {} free",
+             padding {:.1} %{sparse} | {} to write, {} free",
             self.encoder.describe(),
             count(self.sequences.len() as u64),
             count(self.starts.len() as u64 - 1),
@@ -197,7 +197,7 @@ impl<'a> Work<'a> {
             self.copies(),
             count(batches as u64),
             plan.shards,
-            percent((padding.padded - padding.tokens) as f64, padding.padded as f64),
+            100.0 * (padding.padded - padding.tokens) as f64 / padding.padded.max(1) as f64,
             bytes(self.bytes(plan)),
             files::free_bytes(&self.config.dir).map_or("unknown".to_string(), bytes)
         )
