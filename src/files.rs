@@ -45,24 +45,30 @@ pub fn publish(temporary: &Path, path: &Path) -> Result<()> {
     sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 
+/// Does `write`, and where it fails removes the file that it was writing.
+pub fn or_remove<T>(temporary: &Path, write: impl FnOnce() -> Result<T>) -> Result<T> {
+    write().inspect_err(|_| {
+        // The first error is the one worth telling; a leftover is recognised by its name.
+        let _ = fs::remove_file(temporary);
+    })
+}
+
 /// Writes a whole file durably: it is there with all its bytes, or not at all.
 pub fn write_atomic(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> Result<()> {
     let temporary = temporary_name(path);
-    let written = (|| {
+    let write = || {
         let mut out = BufWriter::new(File::create(&temporary)?);
         fill(&mut out)?;
         out.flush()?;
         out.get_ref().sync_all()
-    })();
-    if let Err(error) = written {
-        // The first error is the one worth telling; a leftover is recognised by its name.
-        let _ = fs::remove_file(&temporary);
-        return Err(Error::write(path, &error));
-    }
-    publish(&temporary, path)
+    };
+    or_remove(&temporary, || {
+        write().map_err(|e| Error::write(path, &e))?;
+        publish(&temporary, path)
+    })
 }
 
 /// Writes a whole small file durably.
@@ -78,8 +84,10 @@ pub fn replace_link(target: &Path, link: &Path) -> Result<()> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::write(link, &e)),
         _ => {}
     }
-    std::os::unix::fs::symlink(target, &temporary).map_err(|e| Error::write(link, &e))?;
-    publish(&temporary, link)
+    or_remove(&temporary, || {
+        std::os::unix::fs::symlink(target, &temporary).map_err(|e| Error::write(link, &e))?;
+        publish(&temporary, link)
+    })
 }
 
 /// Writes to standard output. A reader that has seen enough (`| head`) is no failure.
@@ -98,15 +106,14 @@ pub fn read_text(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(|e| Error::read(path, &e))
 }
 
-/// Refuses a Git-LFS pointer that stands where data should be.
-pub fn refuse_lfs_pointer(path: &Path, head: &[u8]) -> Result<()> {
-    if head.starts_with(b"version https://git-lfs") {
-        return Err(Error::data("this is a Git-LFS pointer, not the data itself")
-            .at(path.display())
-            .hint("fetch the real file with `git lfs pull` where the repository was cloned"));
-    }
-    Ok(())
+/// Whether the first bytes are those of a Git-LFS pointer, which stands where a file should be.
+pub fn is_lfs_pointer(head: &[u8]) -> bool {
+    head.starts_with(b"version https://git-lfs")
 }
+
+/// What to do about one.
+pub const LFS_HINT: &str =
+    "fetch the real file with `git lfs pull` where the repository was cloned";
 
 /// Whether the first bytes say gzip.
 pub fn is_gzip(head: &[u8]) -> bool {
@@ -121,7 +128,11 @@ pub fn open_text(path: &Path) -> Result<Box<dyn BufRead + Send>> {
     }
     let mut reader = BufReader::with_capacity(1 << 20, file);
     let head = reader.fill_buf().map_err(|e| Error::read(path, &e))?;
-    refuse_lfs_pointer(path, head)?;
+    if is_lfs_pointer(head) {
+        return Err(Error::data("this is a Git-LFS pointer, not the data itself")
+            .at(path.display())
+            .hint(LFS_HINT));
+    }
     if is_gzip(head) {
         return Ok(Box::new(BufReader::with_capacity(1 << 20, MultiGzDecoder::new(reader))));
     }
@@ -178,7 +189,10 @@ mod tests {
         let error = failed.unwrap_err();
         assert_eq!(error.code(), 4);
         assert!(error.to_string().contains("disk or your quota is full"), "{error}");
-        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+        fs::create_dir(dir.join("taken")).unwrap();
+        assert_eq!(write_text(&dir.join("taken"), "text").unwrap_err().code(), 4);
+        let names: Vec<_> = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["taken"]);
         fs::remove_dir_all(dir).unwrap();
     }
 

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use hdf5::types::{FixedAscii, FixedUnicode, TypeDescriptor, VarLenAscii, VarLenUnicode};
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -87,7 +87,11 @@ impl UpstreamFile {
         let mut head = Vec::new();
         let opened = File::open(path).and_then(|f| f.take(64).read_to_end(&mut head));
         opened.map_err(|e| Error::read(path, &e))?;
-        files::refuse_lfs_pointer(path, &head)?;
+        if files::is_lfs_pointer(&head) {
+            return Err(Error::damaged("this is a Git-LFS pointer, not the embeddings")
+                .at(path.display())
+                .hint(files::LFS_HINT));
+        }
         let file = hdf5::FileBuilder::new()
             .with_fapl(|p| p.file_locking(false))
             .open(path)
@@ -296,35 +300,60 @@ pub fn export_v1(
     gzip: u8,
     mut fill: impl FnMut(usize, &mut Vec<f32>) -> Result<()>,
 ) -> Result<()> {
+    refuse_full_disk(path, rows, dim)?;
     let temporary = files::temporary_name(path);
-    let mut write = || -> Result<()> {
+    let failed = |e: hdf5::Error| match e.to_string() {
+        text if text.contains("No space left") => {
+            Error::write(path, &std::io::Error::from_raw_os_error(libc::ENOSPC))
+        }
+        text => Error::write(path, &std::io::Error::other(text)),
+    };
+    files::or_remove(&temporary, || {
         // Asked of the system first: its errors say more than the library's.
         File::create(&temporary).map_err(|e| Error::write(path, &e))?;
-        let failed = |e: hdf5::Error| Error::write(path, &std::io::Error::other(e.to_string()));
         let (file, embeddings) = create_v1(&temporary, rows, dim, gzip).map_err(failed)?;
-        let mut numbers = Vec::new();
-        for (i, row) in rows.iter().enumerate() {
-            fill(i, &mut numbers)?;
-            if numbers.len() != row.rows as usize * dim {
-                let (rows, n) = (row.rows, numbers.len());
-                return Err(
-                    Error::bug(format!("{} numbers for {rows} rows of {dim}", n)).at(&row.id)
-                );
+        let mut write = || -> Result<()> {
+            let mut numbers = Vec::new();
+            for (i, row) in rows.iter().enumerate() {
+                fill(i, &mut numbers)?;
+                if numbers.len() != row.rows as usize * dim {
+                    let (rows, n) = (row.rows, numbers.len());
+                    let what = format!("{n} numbers for {rows} rows of {dim}");
+                    return Err(Error::bug(what).at(&row.id));
+                }
+                for (j, one) in numbers.chunks_exact(dim).enumerate() {
+                    embeddings.write_slice(one, (i, j, ..)).map_err(failed)?;
+                }
             }
-            for (j, one) in numbers.chunks_exact(dim).enumerate() {
-                embeddings.write_slice(one, (i, j, ..)).map_err(failed)?;
-            }
+            file.flush().map_err(failed)
+        };
+        if let Err(error) = write() {
+            // HDF5 2.2 crashes when it closes a file that it could not write; the process ends.
+            std::mem::forget((embeddings, file));
+            return Err(error);
         }
         drop(embeddings);
         file.close().map_err(failed)?;
         let synced = File::open(&temporary).and_then(|f| f.sync_all());
         synced.map_err(|e| Error::write(path, &e))?;
         files::publish(&temporary, path)
-    };
-    write().inspect_err(|_| {
-        // The first error is the one worth telling; a leftover is recognised by its name.
-        let _ = fs::remove_file(&temporary);
     })
+}
+
+/// Asks before writing whether there is room: HDF5 copes badly with a disk that fills up.
+fn refuse_full_disk(path: &Path, rows: &[ExportRow], dim: usize) -> Result<()> {
+    const SPARE_BYTES: u64 = 1 << 20;
+    let numbers: u64 = rows.iter().map(|r| u64::from(r.rows) * dim as u64).sum();
+    let needed = numbers * 4 + rows.len() as u64 * 64 + SPARE_BYTES;
+    match files::free_bytes(path.parent().unwrap_or(Path::new("."))) {
+        Some(free) if free < needed => {
+            let what = format!("the file may take {needed} bytes, only {free} are free");
+            Err(Error::launch(what)
+                .at(path.display())
+                .hint("free some space, or name a file on another disk"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn create_v1(
@@ -365,6 +394,7 @@ fn create_v1(
 mod tests {
     use super::super::testing::{scratch, values};
     use super::*;
+    use std::fs;
 
     fn row(id: &str, window: u32, windows: u32, rows: u32) -> ExportRow {
         ExportRow { id: id.to_string(), window, windows, rows }

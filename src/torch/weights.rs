@@ -259,7 +259,11 @@ fn read_header(path: &Path, file: &File) -> Result<Vec<(String, TensorInfo, u64)
     let size = file.metadata().map_err(|e| Error::read(path, &e))?.len();
     let mut head = vec![0u8; size.min(32) as usize];
     file.read_exact_at(&mut head, 0).map_err(|e| Error::read(path, &e))?;
-    files::refuse_lfs_pointer(path, &head)?;
+    if files::is_lfs_pointer(&head) {
+        return Err(Error::damaged("this is a Git-LFS pointer, not the weights")
+            .at(path.display())
+            .hint(files::LFS_HINT));
+    }
     let Some(word) = head.first_chunk::<8>() else {
         return Err(damaged("it is shorter than a header".into()));
     };

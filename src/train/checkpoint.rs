@@ -81,31 +81,33 @@ pub fn write(dir: &Path, snapshot: &Snapshot) -> Result<PathBuf> {
     let temporary = files::temporary_name(&path);
     remove(&temporary)?;
     files::make_dir(&temporary)?;
-    let written = fill(&temporary, snapshot);
-    if let Err(error) = written {
+    let written = fill(&temporary, snapshot).and_then(|()| take_name(&temporary, &path));
+    written.inspect_err(|_| {
         // The first error is the one worth telling; a leftover is recognised by its name.
         let _ = fs::remove_dir_all(&temporary);
-        return Err(error);
-    }
+    })?;
+    Ok(path)
+}
+
+/// Gives a written checkpoint its name, which another may have.
+fn take_name(temporary: &Path, path: &Path) -> Result<()> {
     if path.exists() {
-        if same_weights(&path, &temporary) {
+        if same_weights(path, temporary) {
             // The newer state may know more (an evaluation at this step): it takes the name over.
             // Moved aside first, so that the name stands for nothing only between two renames.
-            let mut old = files::temporary_name(&path).into_os_string();
+            let mut old = files::temporary_name(path).into_os_string();
             old.push("-old");
             let old = PathBuf::from(old);
-            fs::rename(&path, &old).map_err(|e| Error::write(&old, &e))?;
-            files::publish(&temporary, &path)?;
-            remove(&old)?;
-            return Ok(path);
+            fs::rename(path, &old).map_err(|e| Error::write(&old, &e))?;
+            files::publish(temporary, path)?;
+            return remove(&old);
         } else {
-            let aside =
-                dir.join(format!(".damaged-{}-{}", name(snapshot.state.step), std::process::id()));
-            fs::rename(&path, &aside).map_err(|e| Error::write(&aside, &e))?;
+            let step = path.file_name().unwrap_or_default().to_string_lossy();
+            let aside = path.with_file_name(format!(".damaged-{step}-{}", std::process::id()));
+            fs::rename(path, &aside).map_err(|e| Error::write(&aside, &e))?;
         }
     }
-    files::publish(&temporary, &path)?;
-    Ok(path)
+    files::publish(temporary, path)
 }
 
 fn fill(dir: &Path, snapshot: &Snapshot) -> Result<()> {

@@ -70,7 +70,8 @@ pub fn list(output_dir: &Path, name: &str) -> Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(output_dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(Error::read(output_dir, &e)),
+        // Its remedy is that of a place that cannot be written to.
+        Err(e) => return Err(Error::write(output_dir, &e)),
     };
     let mut found = Vec::new();
     for entry in entries {
@@ -210,8 +211,11 @@ fn beat(file: &Path) -> Result<()> {
     let text = serde_json::to_string(&beat)
         .map_err(|e| Error::bug(format!("a heartbeat cannot be written: {e}")))?;
     let temporary = files::temporary_name(file);
-    fs::write(&temporary, text).map_err(|e| Error::write(&temporary, &e))?;
-    fs::rename(&temporary, file).map_err(|e| Error::write(file, &e))
+    // Not synced: a sign of life that a crash takes away says the truth.
+    files::or_remove(&temporary, || {
+        fs::write(&temporary, text).map_err(|e| Error::write(&temporary, &e))?;
+        fs::rename(&temporary, file).map_err(|e| Error::write(file, &e))
+    })
 }
 
 impl Drop for Heartbeat {

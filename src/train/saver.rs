@@ -53,6 +53,14 @@ impl Saver {
     }
 }
 
+impl Drop for Saver {
+    /// A run that ends by an error leaves no half-written checkpoint.
+    fn drop(&mut self) {
+        // The run's own error is the one worth telling.
+        let _ = self.wait();
+    }
+}
+
 fn publish(run_dir: &Path, limit: Option<usize>, snapshot: &Snapshot, best: bool) -> Result<()> {
     let dir = run_dir.join("checkpoints");
     checkpoint::write(&dir, snapshot)?;
