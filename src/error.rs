@@ -94,7 +94,9 @@ impl Error {
     /// A file or directory that could not be written (exit code 4).
     pub fn write(path: &Path, err: &std::io::Error) -> Self {
         let hint = match err.kind() {
-            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+            std::io::ErrorKind::PermissionDenied
+            | std::io::ErrorKind::ReadOnlyFilesystem
+            | std::io::ErrorKind::NotADirectory => {
                 "choose a directory you may write to (run.output_dir, esm.cache_dir)"
             }
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {

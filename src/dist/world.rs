@@ -7,6 +7,7 @@ use super::mpi::Mpi;
 use super::{Comm, phase, stop};
 use crate::error::{Error, Result};
 use crate::files::host_name;
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -94,17 +95,24 @@ pub fn abort(code: i32) -> ! {
     if MPI_IS_UP.load(Ordering::SeqCst) {
         Mpi::abort(code);
     }
-    std::process::exit(code)
+    // What is on its way to standard output goes out; nothing else is tidied up, for a library in
+    // the middle of a failure (HDF5 on a full disk) may crash when it is asked to.
+    let _ = std::io::stdout().flush();
+    // SAFETY: ends the process; nothing runs after it.
+    unsafe { libc::_exit(code) }
 }
 
 /// Prints an error with who and where, and ends the job with its exit code.
 ///
 /// What goes wrong on all ranks alike is told by rank 0: the others wait a moment, and where the
-/// launcher ends them meanwhile (by a signal) they have nothing to add.
+/// launcher ends them meanwhile (by a signal) they have nothing to add. What rank 0 does not see is
+/// told by the lowest rank that does.
 pub fn fail(error: &Error) -> ! {
-    if RANK.load(Ordering::SeqCst) != 0 && stop::requested().is_none() {
+    let rank = RANK.load(Ordering::SeqCst);
+    if rank != 0 && stop::requested().is_none() {
         let started = Instant::now();
-        while started.elapsed() < PATIENCE && stop::requested().is_none() {
+        let patience = PATIENCE + PATIENCE / 4 * (rank - 1).min(8) as u32;
+        while started.elapsed() < patience && stop::requested().is_none() {
             std::thread::sleep(Duration::from_millis(10));
         }
         if stop::requested().is_some() {
@@ -112,8 +120,14 @@ pub fn fail(error: &Error) -> ! {
             unsafe { libc::_exit(error.code()) };
         }
     }
-    eprintln!("{}", report("error", &error.to_string()));
+    say(&report("error", &error.to_string()));
     abort(error.code())
+}
+
+/// Writes a message whole: the lines of ranks that speak at once do not mix.
+fn say(message: &str) {
+    // With standard error gone nobody is left to be told.
+    let _ = std::io::stderr().write_all(format!("{message}\n").as_bytes());
 }
 
 fn report(kind: &str, what: &str) -> String {
@@ -126,11 +140,25 @@ fn report(kind: &str, what: &str) -> String {
     format!("{kind} on rank {rank} of {size}, host {}{phase}: {what}", host_name())
 }
 
+/// What libtorch says by a panic when memory is short (exit code 4).
+fn out_of_memory(text: &str) -> Error {
+    let asked = text.split("tried to allocate ").nth(1).and_then(|t| t.split(['.', '\\']).next());
+    let asked = asked.map_or(String::new(), |a| format!(": {} were asked for", a.trim()));
+    Error::launch(format!("there is not enough memory{asked}")).hint(
+        "lower training.max_tokens_per_batch or training.per_device_train_batch_size, take a \
+         smaller model (model.d_model, model.n_layer), or start fewer ranks on a node",
+    )
+}
+
 /// Makes every panic, on any thread, end the whole job with exit code 70.
 pub fn on_panic() {
     std::panic::set_hook(Box::new(|info| {
-        eprintln!("{}", report("bug", &info.to_string()));
-        eprintln!("  this is a mistake of the program; please report it with the lines above");
+        let text = info.to_string();
+        if text.contains("allocate memory") || text.contains("out of memory") {
+            fail(&out_of_memory(&text));
+        }
+        let plea = "this is a mistake of the program; please report it with the lines above";
+        say(&format!("{}\n  {plea}", report("bug", &info.to_string())));
         abort(70)
     }));
 }

@@ -138,7 +138,7 @@ impl<'a, T: Task> Run<'a, T> {
         print_sizes(task, &stepper, &console);
         let resumed = find_checkpoint(comm, settings, &console)?;
         if let Some(loaded) = &resumed {
-            restore(task, settings, plans, loaded, &mut stepper)?;
+            restore(task, settings, plans, loaded, &mut stepper, &console)?;
             judge.resume(loaded.state.judge);
             console.line(&format!(
                 "going on from {} (step {})",
@@ -418,6 +418,7 @@ fn restore<T: Task>(
     plans: &Plans,
     loaded: &Loaded,
     stepper: &mut Stepper,
+    console: &Console,
 ) -> Result<()> {
     let state = &loaded.state;
     let place = loaded.dir.display();
@@ -436,10 +437,10 @@ fn restore<T: Task>(
             .hint("restore the data file, or start a new run with `--new`"));
     }
     if state.platform != settings.platform {
-        eprintln!(
-            "warning: the checkpoint was made on `{}`, this is `{}`: the last bits may differ",
+        console.warn(&format!(
+            "the checkpoint was made on `{}`, this is `{}`: the last bits may differ",
             state.platform, settings.platform
-        );
+        ));
     }
     let keep = |name: &str| Some(name.to_string());
     task.params().load(&loaded.weights, keep)?.strict(&loaded.weights)?;
