@@ -142,7 +142,7 @@ fn bad_configurations_say_where_and_what_is_allowed() {
         (
             "distributed:\n  threads_per_rank: 0\n",
             &[],
-            "threads_per_rank: found 0, but it must be at",
+            "threads_per_rank: found 0, but it must be from 1 to",
         ),
         (
             "training:\n  lr: 1e-3\n  learning_rate: 1e-4\n",

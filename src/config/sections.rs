@@ -386,6 +386,8 @@ impl Section for Training {
         ] {
             some_if_given(key, n)?;
         }
+        let workers = self.num_workers;
+        require(workers <= 256, "training.num_workers", workers, "at most 256")?;
         let tokens = self.max_tokens_per_batch;
         let must = "at least 3: one residue between the two special tokens";
         require(tokens >= 3, "training.max_tokens_per_batch", tokens, must)?;
@@ -423,6 +425,8 @@ impl Section for Distributed {
             let what = "nccl is not built into this program yet; use auto or mpi".to_string();
             return Err(Fault { key: "distributed.backend", what });
         }
-        some_if_given("distributed.threads_per_rank", self.threads_per_rank)
+        let threads = self.threads_per_rank.unwrap_or(1);
+        let key = "distributed.threads_per_rank";
+        require((1..=1024).contains(&threads), key, threads, "from 1 to 1024, or null")
     }
 }
