@@ -44,6 +44,7 @@ pub fn run(sections: &Sections, session: &Session, args: &UseArgs) -> Result<Don
         return Err(Error::usage("predict runs in one process")
             .hint("start it without mpirun; large inputs can be cut into files"));
     }
+    let hidden = hidden_output(args)?;
     let compute = sections.compute(session, None)?;
     phase::enter("loading the model");
     let encoder =
@@ -62,7 +63,6 @@ pub fn run(sections: &Sections, session: &Session, args: &UseArgs) -> Result<Don
     let samples = read_input(sections, args)?;
     let predictor = Predictor { model, params, online };
     phase::enter("predicting");
-    let hidden = args.output.as_ref().filter(|p| p.extension().is_some_and(|e| e == "h5"));
     match hidden {
         Some(path) => predictor.write_hidden(&samples, path, args.mean, session)?,
         None => predictor.write_sites(&samples, args, session)?,
@@ -76,6 +76,32 @@ pub fn run(sections: &Sections, session: &Session, args: &UseArgs) -> Result<Don
 pub fn say_written(session: &Session, args: &UseArgs) {
     if let Some(path) = &args.output {
         session.console.line(&format!("written: {}", path.display()));
+    }
+}
+
+/// Where hidden states go; None: probabilities are asked for.
+fn hidden_output(args: &UseArgs) -> Result<Option<&Path>> {
+    let refuse = |what: String, hint: &str| Err(Error::usage(what).at("--output").hint(hint));
+    if !(0.0..=1.0).contains(&args.min_probability) {
+        let what = format!("{} is no probability", args.min_probability);
+        return Err(Error::usage(what).at("--min-probability").hint("give a number from 0 to 1"));
+    }
+    let Some(path) = args.output.as_deref() else {
+        if args.mean {
+            return refuse("--mean is for hidden states".into(), "add --output FILE.h5");
+        }
+        return Ok(None);
+    };
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("h5") => Ok(Some(path)),
+        Some("csv") if args.mean => {
+            refuse(format!("{}: --mean is for hidden states", path.display()), "name a .h5 file")
+        }
+        Some("csv") => Ok(None),
+        _ => refuse(
+            format!("{}: its kind is told by its extension", path.display()),
+            "name a .csv file for probabilities of sites, or a .h5 file for hidden states",
+        ),
     }
 }
 

@@ -6,6 +6,7 @@ use crate::data::fasta::FastaIndex;
 use crate::data::ptm_vocab::{
     self, Rules, Unknown, encode, to_esm, to_esm_with_residues, tokenize,
 };
+use crate::data::read_failed;
 use crate::data::split::Split;
 use crate::data::table::{Columns, read_proteins};
 use crate::embed::{Item, Sequences};
@@ -186,10 +187,15 @@ impl Sequences for Samples {
     }
 }
 
-/// Whether the first character that is no white space is `>`.
+/// Whether the name says FASTA, or the first character that is no white space is `>`.
 pub fn is_fasta(path: &Path) -> Result<bool> {
+    let name = path.to_string_lossy().to_ascii_lowercase();
+    let plain = name.trim_end_matches(".gz");
+    if [".fasta", ".fa", ".faa", ".fas"].iter().any(|end| plain.ends_with(end)) {
+        return Ok(true);
+    }
     let mut head = Vec::new();
-    files::open_text(path)?.take(4096).read_to_end(&mut head).map_err(|e| Error::read(path, &e))?;
+    files::open_text(path)?.take(4096).read_to_end(&mut head).map_err(|e| read_failed(path, &e))?;
     Ok(head.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'>'))
 }
 
