@@ -55,26 +55,23 @@ pub fn run(args: &ExportArgs, session: &Session) -> Result<Done> {
 
 fn cache_to_h5(args: &ExportArgs, session: &Session) -> Result<()> {
     let cache = Cache::open(&args.source)?;
-    let parts: HashMap<String, String> = match &args.split_mapping {
-        Some(path) => serde_json::from_str(&files::read_text(path)?)
-            .map_err(|e| Error::data(format!("not a split mapping: {e}")).at(path.display()))?,
-        None => HashMap::new(),
-    };
+    let parts = Parts::read(args.split_mapping.as_deref())?;
     let mut found: HashMap<&str, Vec<(RecordRef, ExportRow)>> = HashMap::new();
     for record in cache.records() {
         let head = cache.head(record)?;
         if head.replica != args.replica {
             continue;
         }
-        let part = match parts.get(&head.id).map_or("train", String::as_str) {
-            "val" => "val",
-            "test" => "test",
-            _ => "train",
-        };
+        let part = parts.part_of(&head.id)?;
         // The seed's rows hold <cls> and <eos> too.
         let rows = head.residues + 2;
         let row = ExportRow { id: head.id, window: 0, windows: 1, rows };
         found.entry(part).or_default().push((record, row));
+    }
+    if found.is_empty() {
+        return Err(Error::usage(format!("the cache has no copy number {}", args.replica))
+            .at("--replica")
+            .hint(format!("`trainer inspect {}` says how many there are", args.source.display())));
     }
     for (part, records) in found.iter_mut() {
         number_windows(&cache, records)?;
@@ -93,6 +90,35 @@ fn cache_to_h5(args: &ExportArgs, session: &Session) -> Result<()> {
         session.console.warn("these embeddings saw masked sequences (mask_policy: replicas)");
     }
     Ok(())
+}
+
+/// Which ids go to which file.
+struct Parts(Option<(PathBuf, HashMap<String, String>)>);
+
+impl Parts {
+    fn read(path: Option<&Path>) -> Result<Parts> {
+        let read = |path: &Path| {
+            let parts = serde_json::from_str(&files::read_text(path)?)
+                .map_err(|e| Error::data(format!("not a split mapping: {e}")).at(path.display()))?;
+            Ok((path.to_path_buf(), parts))
+        };
+        Ok(Parts(path.map(read).transpose()?))
+    }
+
+    fn part_of(&self, id: &str) -> Result<&'static str> {
+        let Some((path, parts)) = &self.0 else { return Ok("train") };
+        let part = parts.get(id).map(String::as_str);
+        let known = ["train", "val", "test"].into_iter().find(|known| part == Some(*known));
+        known.ok_or_else(|| {
+            let what = match part {
+                Some(part) => format!("{id} belongs to {part:?}, not to train, val or test"),
+                None => format!("{id} is in the cache and not here"),
+            };
+            Error::data(what)
+                .at(path.display())
+                .hint("give the split_mapping.json of a run on this cache, or none")
+        })
+    }
 }
 
 /// Numbers the windows of each id in the order of their first residue.

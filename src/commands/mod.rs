@@ -6,6 +6,7 @@ mod export;
 mod inspect;
 
 use crate::config::{ConfigFile, array_part, environment};
+use crate::dist::phase;
 use crate::error::{Error, Result};
 use crate::recipes::{self, Done, Recipe, Session, UseArgs};
 use crate::report::console::Level;
@@ -162,10 +163,16 @@ impl Cli {
             }
             Command::Evaluate(args) => {
                 let (file, recipe) = args.config.open()?;
+                if args.config.dry_run {
+                    return dry(recipe, &file, session);
+                }
                 recipe.evaluate(&file, session, &args.common())
             }
             Command::Predict { model, input, min_probability, mean } => {
                 let (file, recipe) = model.config.open()?;
+                if model.config.dry_run {
+                    return dry(recipe, &file, session);
+                }
                 let args = UseArgs {
                     input: input.clone(),
                     min_probability: *min_probability,
@@ -193,6 +200,7 @@ fn dry(recipe: &dyn Recipe, file: &ConfigFile, session: &Session) -> Result<Done
 
 impl ConfigArgs {
     fn open(&self) -> Result<(ConfigFile, &'static dyn Recipe)> {
+        phase::enter("reading the configuration");
         let file = ConfigFile::load(&self.config, &self.set)?;
         let recipe = recipes::find(file.recipe()?).map_err(|e| e.at(file.place("recipe")))?;
         Ok((file, recipe))
