@@ -10,7 +10,7 @@ use crate::torch::{Entry, WeightFile, write_safetensors};
 use crate::train::run_dir;
 use clap::{Args, ValueEnum};
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where to.
 #[derive(Clone, Copy, ValueEnum)]
