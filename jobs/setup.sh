@@ -130,8 +130,8 @@ check_tools() {
     have make || lack+=("make: Debian build-essential")
     if have "$cxx"; then
         version=$("$cxx" -dumpversion)
-        [ "$system" = Darwin ] || at_least "$version" 9 ||
-            lack+=("a C++17 compiler ($cxx is $version, libtorch's headers want GCC 9 or Clang 9): module gcc, then CC and CXX")
+        [ "$system" = Darwin ] || at_least "$version" 10 ||
+            lack+=("a C++20 compiler ($cxx is $version; GCC 10 or Clang 10 is the least): module gcc, then CC and CXX")
     else
         lack+=("a C++ compiler ($cxx): module gcc; Debian build-essential")
     fi
