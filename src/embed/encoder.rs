@@ -25,8 +25,9 @@ impl Encoder {
     /// last, after the final norm.
     pub fn load(model: &Value, layer: Option<usize>, seed: u64, device: Device) -> Result<Encoder> {
         let dir = model.as_str().map(Path::new);
+        let here = |e: Error| e.at("esm.model");
         let config = match dir {
-            Some(dir) => read_config(dir)?,
+            Some(dir) => read_config(dir).map_err(here)?,
             None => serde_json::from_value::<Esm2Config>(model.clone()).map_err(|e| {
                 Error::usage(format!("not the shape of an ESM-2: {e}")).at("esm.model").hint(
                     "give hidden_size, num_hidden_layers, num_attention_heads and \
@@ -48,8 +49,9 @@ impl Encoder {
         let model = Esm2::new(&params.root(), &config);
         let weights = match dir {
             Some(dir) => {
-                let file = WeightFile::open(dir)?;
-                params.load(&file, Esm2Config::rename)?.strict(&file)?;
+                let file = WeightFile::open(dir).map_err(here)?;
+                let report = params.load(&file, Esm2Config::rename).map_err(here)?;
+                report.strict(&file).map_err(here)?;
                 file.hash(Esm2Config::rename)?
             }
             None => {
