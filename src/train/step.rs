@@ -141,8 +141,7 @@ impl Stepper {
                 step,
                 micro_batch: index as u32,
             };
-            let size = data.size(batch);
-            self.accumulate(task, batch, key, &header.counts, size, nothing, &mut metrics)?;
+            self.accumulate(task, batch, key, &header.counts, nothing, &mut metrics)?;
             if !nothing {
                 self.fold(&mut fold, index)?;
             }
@@ -161,14 +160,12 @@ impl Stepper {
     }
 
     /// Forward and backward of one micro-batch into the zeroed gradient.
-    #[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename them")]
     fn accumulate<T: Task>(
         &self,
         task: &T,
         batch: &<T::Data as Data>::Batch,
         key: BatchKey,
         counts: &[f64],
-        size: BatchSize,
         nothing: bool,
         metrics: &mut Additive,
     ) -> Result<()> {
@@ -179,7 +176,8 @@ impl Stepper {
         let output = task.forward(batch, key);
         torch::set_autocast(device, Autocast::Off)?;
         let output = output?;
-        let own = task.data().counts(batch);
+        let data = task.data();
+        let (own, size) = (data.counts(batch), data.size(batch));
         record(metrics, u64::from(key.micro_batch), &self.terms, &output, &own, size);
         if nothing {
             return Ok(());

@@ -4,6 +4,7 @@
 //! batches. `Task` runs on the main thread: it owns the model. Whatever is random in either is a
 //! function of the [`BatchKey`], never of a rank or a thread.
 
+pub use crate::data::split::Part;
 use crate::error::Result;
 use crate::torch::Params;
 use std::sync::Arc;
@@ -74,9 +75,6 @@ pub trait Data: Send + Sync + 'static {
     /// How much of it is real.
     fn size(&self, batch: &Self::Batch) -> BatchSize;
 }
-
-/// Part of the data.
-pub use crate::data::split::Part;
 
 /// The half that computes.
 pub trait Task {
