@@ -201,16 +201,6 @@ impl Cache {
         Ok(())
     }
 
-    /// The stored bytes of [`Cache::read_with_specials`].
-    ///
-    /// # Errors
-    /// As [`Cache::read_with_specials`].
-    pub fn read_stored_with_specials(&self, record: RecordRef, out: &mut Vec<u8>) -> Result<()> {
-        let bytes = self.load_between(record, out)?;
-        out.truncate(bytes);
-        Ok(())
-    }
-
     fn decode(&self, bytes: &[u8], out: &mut Vec<f32>) {
         let dtype = self.manifest.plan.dtype;
         out.resize(bytes.len() / dtype.bytes(), 0.0);
@@ -313,10 +303,6 @@ mod tests {
                 let special = values(row + 100 * shard + 50, 8);
                 cache.read_with_specials(place, &mut out).unwrap();
                 assert_eq!(out, [&special[..4], &main, &special[4..]].concat());
-                cache.read_stored_with_specials(place, &mut stored).unwrap();
-                let mut again = vec![0.0; out.len()];
-                decode(dtype, &stored, &mut again);
-                assert_eq!(out, again);
             }
             assert_eq!(cache.records().count(), 5);
             fs::remove_dir_all(dir).unwrap();

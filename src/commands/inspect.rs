@@ -4,6 +4,7 @@
 use crate::cache::{self, verify};
 use crate::config::{ConfigFile, Dataset, Esm, OverLength};
 use crate::data::fasta::FastaIndex;
+use crate::data::is_fasta;
 use crate::data::labels::{POS, TOKEN};
 use crate::data::table::{AC_ID, ORI_SEQ, Table, read_table};
 use crate::error::{Error, Result};
@@ -171,7 +172,7 @@ fn file(path: &Path, session: &Session) -> Result<String> {
 }
 
 fn data_file(path: &Path) -> Result<String> {
-    if recipes::ptm_mamba::is_fasta(path)? {
+    if is_fasta(path)? {
         let index = FastaIndex::open(path, &std::env::temp_dir())?;
         let c = index.counts();
         let mut lengths: Vec<u32> = index.lengths().collect();

@@ -7,9 +7,8 @@ use super::fasta::FastaIndex;
 use super::table::{
     AC_ID, ORI_SEQ, ProteinRecord, Proteins, Row, Table, filled, read_table, without_duplicates,
 };
-use super::{esm_alphabet, ptm_vocab};
+use super::{esm_alphabet, is_fasta, ptm_vocab};
 use crate::error::{Error, Result};
-use crate::files;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
@@ -205,15 +204,6 @@ fn accession(id: &str) -> Option<&str> {
     }
 }
 
-/// Whether a file's text starts as a FASTA does.
-fn is_fasta(path: &Path) -> Result<bool> {
-    let mut reader = files::open_text(path)?;
-    let head = std::io::BufRead::fill_buf(&mut reader);
-    let head = head.map_err(|e| super::read_failed(path, &e))?;
-    let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
-    Ok(head.trim_ascii_start().starts_with(b">"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::table::read_proteins;
@@ -300,7 +290,8 @@ mod tests {
         let scratch = Scratch::new("sites-swissprot");
         let finished = folder.join("ptm_swissprot_yeast_bsub.csv");
         let fasta = folder.join("swissprot_yeast_ecoli_bsub.fasta");
-        let labels = files::read_text(&folder.join("ptm_swissprot_yeast_bsub_labels.csv")).unwrap();
+        let labels =
+            crate::files::read_text(&folder.join("ptm_swissprot_yeast_bsub_labels.csv")).unwrap();
         // The FASTA has the reviewed proteins only.
         let index = FastaIndex::open(&fasta, &scratch.0).unwrap();
         let known: std::collections::HashSet<String> = (0..index.len())

@@ -21,12 +21,13 @@ pub mod ptm_vocab;
 pub mod split;
 pub mod table;
 
-use crate::error::Error;
-use std::io;
+use crate::error::{Error, Result};
+use crate::files;
+use std::io::{self, BufRead};
 use std::path::Path;
 
 /// A file of the user's that opened but could not be read to its end, be it for a broken gzip.
-pub fn read_failed(path: &Path, err: &io::Error) -> Error {
+fn read_failed(path: &Path, err: &io::Error) -> Error {
     match err.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => {
             Error::data(format!("the compressed file is cut short or damaged ({err})"))
@@ -35,4 +36,18 @@ pub fn read_failed(path: &Path, err: &io::Error) -> Error {
         }
         _ => Error::read(path, err),
     }
+}
+
+/// Whether a file's name says FASTA, or its text (behind white space and a byte-order mark) starts
+/// as one does.
+pub fn is_fasta(path: &Path) -> Result<bool> {
+    let name = path.to_string_lossy().to_ascii_lowercase();
+    let plain = name.trim_end_matches(".gz");
+    if [".fasta", ".fa", ".faa", ".fas"].iter().any(|end| plain.ends_with(end)) {
+        return Ok(true);
+    }
+    let mut reader = files::open_text(path)?;
+    let head = reader.fill_buf().map_err(|e| read_failed(path, &e))?;
+    let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
+    Ok(head.trim_ascii_start().starts_with(b">"))
 }

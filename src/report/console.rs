@@ -83,11 +83,6 @@ impl Console {
         self.say(Level::Normal, text);
     }
 
-    /// Says what only someone who asked for details wants to know.
-    pub fn detail(&self, text: &str) {
-        self.say(Level::Verbose, text);
-    }
-
     /// Warns; heard at every level but silence.
     pub fn warn(&self, text: &str) {
         self.say(Level::Quiet, &format!("warning: {text}"));
@@ -368,7 +363,6 @@ mod tests {
             let (console, shared) = console(level, false);
             console.warn("w");
             console.line("l");
-            console.detail("d");
             console.step(1, 1, "s");
             drop(console);
             shared.text()
@@ -376,7 +370,7 @@ mod tests {
         assert_eq!(said(Level::Silent), "");
         assert_eq!(said(Level::Quiet), "warning: w\n");
         assert_eq!(said(Level::Normal), "warning: w\nl\ns\n");
-        assert_eq!(said(Level::Verbose), "warning: w\nl\nd\ns\n");
+        assert_eq!(said(Level::Verbose), "warning: w\nl\ns\n");
         assert_eq!(Console::stderr(Level::Verbose, 1).level(), Level::Silent);
     }
 

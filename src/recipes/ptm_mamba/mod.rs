@@ -29,8 +29,6 @@ use serde_json::{Map, Value, json};
 use setup::{Sections, Setup};
 use std::path::Path;
 
-pub use samples::is_fasta;
-
 /// What a file of PTM sequences holds, and the residues of its longest protein.
 pub fn describe(path: &Path, dataset: &Dataset, esm: &Esm) -> Result<(String, usize)> {
     let samples = samples::Samples::from_file(path, dataset, esm, &std::env::temp_dir())?;

@@ -3,17 +3,15 @@
 use crate::config::{Dataset, Esm, OverLength, PtmResidue};
 use crate::data::esm_alphabet::{self, sequence_hash};
 use crate::data::fasta::FastaIndex;
+use crate::data::is_fasta;
 use crate::data::ptm_vocab::{
     self, Rules, Unknown, encode, to_esm, to_esm_with_residues, tokenize,
 };
-use crate::data::read_failed;
 use crate::data::split::Split;
 use crate::data::table::{Columns, read_proteins};
 use crate::embed::{Item, Sequences};
 use crate::error::{Error, Result};
-use crate::files;
 use crate::report::step_line::count;
-use std::io::Read;
 use std::path::Path;
 
 /// Literal `PTM` in a sequence is proline, threonine, methionine.
@@ -185,18 +183,6 @@ impl Sequences for Samples {
     fn esm_ids(&self, i: usize) -> Result<Vec<u8>> {
         Ok(self.samples[i].esm_ids.clone())
     }
-}
-
-/// Whether the name says FASTA, or the first character that is no white space is `>`.
-pub fn is_fasta(path: &Path) -> Result<bool> {
-    let name = path.to_string_lossy().to_ascii_lowercase();
-    let plain = name.trim_end_matches(".gz");
-    if [".fasta", ".fa", ".faa", ".fas"].iter().any(|end| plain.ends_with(end)) {
-        return Ok(true);
-    }
-    let mut head = Vec::new();
-    files::open_text(path)?.take(4096).read_to_end(&mut head).map_err(|e| read_failed(path, &e))?;
-    Ok(head.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'>'))
 }
 
 fn read_fasta(path: &Path, scratch: &Path) -> Result<(Vec<Raw>, Vec<String>)> {

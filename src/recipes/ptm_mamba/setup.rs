@@ -2,13 +2,14 @@
 
 use super::embeddings::{Embeddings, Online};
 use super::part_line;
-use super::samples::{Samples, is_fasta};
+use super::samples::Samples;
 use super::task::{PtmData, PtmTask};
 use crate::cache::{Cache, Fingerprint};
 use crate::config::{
     ConfigFile, Dataset, Distributed, Esm, MaskPolicy, Masking, PtmResidue, Run, Section, Training,
     UserPath, write_yaml,
 };
+use crate::data::is_fasta;
 use crate::data::masks::Masks;
 use crate::data::plan::{MicroBatch, Plan, PlanConfig};
 use crate::data::split::Split;
