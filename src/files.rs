@@ -3,6 +3,7 @@
 //! Also reads text that may be gzip, and recognises a Git-LFS pointer that stands in for data.
 
 use crate::error::{Error, Result};
+use crate::progress;
 use flate2::read::MultiGzDecoder;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
@@ -74,6 +75,12 @@ pub fn write_atomic(
 /// Writes a whole small file durably.
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
     write_atomic(path, |out| out.write_all(text.as_bytes()))
+}
+
+/// Writes a small file that nobody has written yet.
+pub fn write_new(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).open(path)?;
+    file.write_all(text.as_bytes())
 }
 
 /// Points a relative symbolic link at `target` (a name beside it or below), replacing any old one
@@ -150,6 +157,7 @@ pub fn sha256_file(path: &Path) -> Result<String> {
             return Ok(hex(&hash.finalize()));
         }
         hash.update(&buffer[..n]);
+        progress::tick()?;
     }
 }
 

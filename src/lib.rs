@@ -12,6 +12,7 @@ pub mod files;
 pub mod metrics;
 pub mod models;
 pub mod nn;
+pub mod progress;
 pub mod recipes;
 pub mod report;
 pub mod rng;

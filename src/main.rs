@@ -4,22 +4,27 @@ use clap::Parser;
 use std::process::ExitCode;
 use trainer::commands::{Cli, start};
 use trainer::dist;
-use trainer::error::Result;
-use trainer::recipes::Done;
+use trainer::error::{Error, Kind, Result};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     dist::on_panic();
     match run(&cli) {
-        Ok(Done::Complete) => ExitCode::SUCCESS,
-        Ok(Done::Preempted) => ExitCode::from(75),
+        Ok(code) => code,
         Err(error) => dist::fail(&error),
     }
 }
 
-fn run(cli: &Cli) -> Result<Done> {
+/// An error comes back where it ends all ranks; a stop is agreed on, and all leave together.
+fn run(cli: &Cli) -> Result<ExitCode> {
     let session = start(cli.level())?;
-    let done = cli.run(&session)?;
+    let stopped = match cli.run(&session) {
+        Err(error) if error.kind() == Kind::Preempted => Some(error),
+        result => result.map(|()| None::<Error>)?,
+    };
+    if let Some(reason) = &stopped {
+        session.console.line(&reason.to_string());
+    }
     session.world.finish()?;
-    Ok(done)
+    Ok(stopped.map_or(ExitCode::SUCCESS, |reason| ExitCode::from(reason.code() as u8)))
 }

@@ -21,6 +21,9 @@ pub const FORMAT: &str = "trainer embedding cache";
 pub const VERSION: u32 = 1;
 
 const MANIFEST: &str = "manifest.json";
+/// Begins the names of files in which a job that is started again notes so, while a cache grows.
+pub const STARTS: &str = "starts";
+
 const PLAN: &str = "plan.json";
 
 /// What a cache will hold, before it holds anything.
@@ -304,7 +307,8 @@ pub(super) fn leftovers(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).map_err(|e| Error::read(dir, &e))? {
         let name = entry.map_err(|e| Error::read(dir, &e))?.file_name();
-        if files::is_temporary(&name.to_string_lossy()) {
+        let text = name.to_string_lossy();
+        if files::is_temporary(&text) || text.starts_with(STARTS) {
             found.push(dir.join(&name));
         }
     }

@@ -34,7 +34,7 @@ pub use crate::config::{Dtype, Pooling};
 pub use fingerprint::{Fingerprint, INPUTS};
 pub use layout::Places;
 pub use manifest::{
-    Manifest, Plan, Progress, ShardSummary, Start, begin, finish, progress, shard_name,
+    Manifest, Plan, Progress, STARTS, ShardSummary, Start, begin, finish, progress, shard_name,
 };
 pub use reader::{Cache, RecordRef};
 pub use upstream::{ExportRow, UpstreamFile, UpstreamLayout, UpstreamRef, export_v1};

@@ -10,6 +10,7 @@ use super::numbers::decode;
 use super::shard::{Shard, damaged, unreadable};
 use super::{Fingerprint, Pooling, RecordHead};
 use crate::error::{Error, Result};
+use crate::progress;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -75,6 +76,7 @@ impl Cache {
         let mut entries = Vec::new();
         let mut starts = Vec::with_capacity(manifest.shards.len());
         for index in 0..manifest.shards.len() {
+            progress::tick()?;
             let (shard, _, keys) = Shard::open(dir, &manifest, index)?;
             let mut first = Vec::with_capacity(shard.checksums.len());
             for (row, (id, replica, start)) in (0..).zip(keys.iter()) {

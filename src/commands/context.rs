@@ -1,8 +1,9 @@
 //! From the process's start to a session: signals, launcher, MPI, console.
 
 use crate::config::{Launcher, LauncherKind, Suspicion, environment};
-use crate::dist::{World, phase, stop};
+use crate::dist::{World, stop};
 use crate::error::{Error, Result};
+use crate::progress;
 use crate::recipes::Session;
 use crate::report::console::{Console, Level};
 use std::sync::Arc;
@@ -74,7 +75,7 @@ fn agree_on_program(world: &World) -> Result<()> {
         .map_err(|e| Error::launch(format!("cannot read this program's own file: {e}")))?;
     let arguments: Vec<String> =
         std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
-    phase::enter("comparing the ranks");
+    progress::enter("comparing the ranks");
     let refuse = |what: String, hint: &str| Err(Error::launch(what).hint(hint));
     if let Some(odd) = world.comm.odd_one(program.to_le_bytes().to_vec())? {
         return refuse(

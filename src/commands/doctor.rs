@@ -3,14 +3,14 @@
 use crate::dist::{mpi_version, nccl_version};
 use crate::error::Result;
 use crate::files::{free_bytes, host_name, print};
-use crate::recipes::{Done, Session};
+use crate::recipes::Session;
 use crate::report::console::table;
 use crate::report::step_line::bytes;
 use crate::torch;
 use std::path::Path;
 
 /// Prints a table on standard output (rank 0), one line a rank below it.
-pub fn run(session: &Session) -> Result<Done> {
+pub fn run(session: &Session) -> Result<()> {
     let world = &session.world;
     let own = format!(
         "rank {} of {} on {}, number {} of {} on its node, {} cores",
@@ -23,7 +23,7 @@ pub fn run(session: &Session) -> Result<Done> {
     );
     let ranks = world.comm.all_gather(own.into_bytes())?;
     if world.rank() != 0 {
-        return Ok(Done::Complete);
+        return Ok(());
     }
     let rows: Vec<Vec<String>> =
         facts().into_iter().map(|(what, found)| vec![what.to_string(), found]).collect();
@@ -32,7 +32,7 @@ pub fn run(session: &Session) -> Result<Done> {
         text += &format!("{}\n", String::from_utf8_lossy(&rank));
     }
     print(&text)?;
-    Ok(Done::Complete)
+    Ok(())
 }
 
 fn cores() -> usize {

@@ -4,7 +4,7 @@
 use crate::cache::{Cache, ExportRow, Fingerprint, RecordRef, export_v1};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::recipes::{Done, Session};
+use crate::recipes::Session;
 use crate::report::step_line::count;
 use crate::torch::{Entry, WeightFile, write_safetensors};
 use crate::train::run_dir;
@@ -41,7 +41,7 @@ pub struct ExportArgs {
 }
 
 /// Runs `export`.
-pub fn run(args: &ExportArgs, session: &Session) -> Result<Done> {
+pub fn run(args: &ExportArgs, session: &Session) -> Result<()> {
     if session.world.size() > 1 {
         return Err(Error::usage("export runs in one process").hint("start it without mpirun"));
     }
@@ -50,7 +50,7 @@ pub fn run(args: &ExportArgs, session: &Session) -> Result<Done> {
         Layout::H5 => cache_to_h5(args, session)?,
         Layout::Upstream => checkpoint_to_upstream(args, session)?,
     }
-    Ok(Done::Complete)
+    Ok(())
 }
 
 fn cache_to_h5(args: &ExportArgs, session: &Session) -> Result<()> {

@@ -9,7 +9,7 @@ use crate::data::labels::{POS, TOKEN};
 use crate::data::table::{AC_ID, ORI_SEQ, Table, read_table};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::recipes::{self, Done, Session};
+use crate::recipes::{self, Session};
 use crate::report::console::table;
 use crate::report::step_line::{bytes, count, counted};
 use crate::torch::WeightFile;
@@ -30,17 +30,17 @@ pub struct InspectArgs {
 }
 
 /// Runs `inspect`; what it finds goes to standard output.
-pub fn run(args: &InspectArgs, session: &Session) -> Result<Done> {
+pub fn run(args: &InspectArgs, session: &Session) -> Result<()> {
     let path = &args.path;
     if session.world.rank() != 0 {
-        return Ok(Done::Complete);
+        return Ok(());
     }
     if !path.exists() {
         return Err(Error::data("there is no such file or directory").at(path.display()));
     }
     let text = if path.is_dir() { directory(path, args.finish)? } else { file(path, session)? };
     files::print(&format!("{}\n", text.trim_end()))?;
-    Ok(Done::Complete)
+    Ok(())
 }
 
 fn directory(path: &Path, finish: bool) -> Result<String> {

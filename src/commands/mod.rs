@@ -4,11 +4,12 @@ mod context;
 mod doctor;
 mod export;
 mod inspect;
+mod status;
 
 use crate::config::{ConfigFile, array_part, environment};
-use crate::dist::phase;
 use crate::error::{Error, Result};
-use crate::recipes::{self, Done, Recipe, Session, UseArgs};
+use crate::progress;
+use crate::recipes::{self, Recipe, Session, UseArgs};
 use crate::report::console::Level;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -115,6 +116,8 @@ pub enum Command {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
+    /// Say what a run is doing, from any machine that sees its directory.
+    Status(status::StatusArgs),
     /// Say what this program finds on this machine.
     Doctor,
 }
@@ -129,18 +132,30 @@ impl Cli {
         }
     }
 
+    /// Whether the command goes on to give signs of life.
+    fn is_watched(&self) -> bool {
+        match &self.command {
+            Command::Run { config, .. }
+            | Command::Embed { config, .. }
+            | Command::Train { config, .. } => !config.dry_run,
+            Command::Evaluate(args) => !args.config.dry_run,
+            _ => false,
+        }
+    }
+
     /// Runs the command on this rank.
-    pub fn run(&self, session: &Session) -> Result<Done> {
+    pub fn run(&self, session: &Session) -> Result<()> {
+        if !self.is_watched() {
+            session.world.arrived();
+        }
         match &self.command {
             Command::Run { config, new } => {
                 let (file, recipe) = config.open()?;
                 if config.dry_run {
                     return dry(recipe, &file, session);
                 }
-                if recipe.needs_cache(&file)?
-                    && recipe.embed(&file, session, (0, 1))? == Done::Preempted
-                {
-                    return Ok(Done::Preempted);
+                if recipe.needs_cache(&file)? {
+                    recipe.embed(&file, session, (0, 1))?;
                 }
                 recipe.train(&file, session, *new)
             }
@@ -186,21 +201,21 @@ impl Cli {
             Command::Sample { recipe, dir, seed } => {
                 let said = recipes::find(recipe)?.sample(dir, *seed)?;
                 session.console.line(&said);
-                Ok(Done::Complete)
+                Ok(())
             }
             Command::Doctor => doctor::run(session),
+            Command::Status(args) => status::run(args, session),
         }
     }
 }
 
-fn dry(recipe: &dyn Recipe, file: &ConfigFile, session: &Session) -> Result<Done> {
-    recipe.dry_run(file, session)?;
-    Ok(Done::Complete)
+fn dry(recipe: &dyn Recipe, file: &ConfigFile, session: &Session) -> Result<()> {
+    recipe.dry_run(file, session)
 }
 
 impl ConfigArgs {
     fn open(&self) -> Result<(ConfigFile, &'static dyn Recipe)> {
-        phase::enter("reading the configuration");
+        progress::enter("reading the configuration");
         let file = ConfigFile::load(&self.config, &self.set)?;
         let recipe = recipes::find(file.recipe()?).map_err(|e| e.at(file.place("recipe")))?;
         Ok((file, recipe))

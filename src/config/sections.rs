@@ -404,7 +404,7 @@ impl Section for Training {
 }
 
 /// `distributed`: how ranks work together. Nothing here changes what a run means.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Distributed {
     /// Through what ranks talk.
@@ -415,6 +415,23 @@ pub struct Distributed {
     pub threads_per_rank: Option<usize>,
     /// Allows more ranks than micro-batches in a step.
     pub allow_idle_ranks: bool,
+    /// Seconds without a sign of life after which a rank ends the job (exit code 76); null: never.
+    pub heartbeat_timeout: Option<usize>,
+    /// Seconds without a piece of work done by a rank that gives signs of life; null: never.
+    pub progress_timeout: Option<usize>,
+}
+
+impl Default for Distributed {
+    fn default() -> Self {
+        Distributed {
+            backend: Backend::default(),
+            reduce: Reduce::default(),
+            threads_per_rank: None,
+            allow_idle_ranks: false,
+            heartbeat_timeout: Some(20),
+            progress_timeout: Some(600),
+        }
+    }
 }
 
 impl Section for Distributed {
@@ -427,6 +444,8 @@ impl Section for Distributed {
         }
         let threads = self.threads_per_rank.unwrap_or(1);
         let key = "distributed.threads_per_rank";
-        require((1..=1024).contains(&threads), key, threads, "from 1 to 1024, or null")
+        require((1..=1024).contains(&threads), key, threads, "from 1 to 1024, or null")?;
+        some_if_given("distributed.heartbeat_timeout", self.heartbeat_timeout)?;
+        some_if_given("distributed.progress_timeout", self.progress_timeout)
     }
 }

@@ -8,6 +8,7 @@ use super::esm_alphabet::{self as esm, Cleaner};
 use super::read_failed;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::progress;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::os::unix::fs::FileExt;
@@ -163,6 +164,7 @@ impl FastaIndex {
         let mut scan = Scan { path: self.path.clone(), ..Scan::default() };
         let mut line = Vec::new();
         loop {
+            progress::tick()?;
             line.clear();
             let read = (&mut reader).take(LONGEST_LINE).read_until(b'\n', &mut line);
             match read.map_err(|e| read_failed(&self.path, &e))? {
@@ -191,6 +193,7 @@ impl FastaIndex {
         order.sort_unstable_by_key(|i| (hash(*i), *i));
         let mut dropped = Vec::new();
         for group in order.chunk_by(|a, b| hash(*a) == hash(*b)).filter(|group| group.len() > 1) {
+            progress::tick()?;
             self.compare(group, &mut dropped)?;
         }
         dropped.sort_unstable();
@@ -254,6 +257,7 @@ fn unpack(path: &Path, mut reader: Box<dyn BufRead + Send>, scratch: &Path) -> R
     let mut file = options.read(true).write(true).create_new(true).open(&name).map_err(failed)?;
     fs::remove_file(&name).map_err(failed)?;
     loop {
+        progress::tick()?;
         let part = reader.fill_buf().map_err(|e| read_failed(path, &e))?;
         if part.is_empty() {
             break;

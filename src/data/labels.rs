@@ -9,6 +9,7 @@ use super::table::{
 };
 use super::{esm_alphabet, is_fasta, ptm_vocab};
 use crate::error::{Error, Result};
+use crate::progress;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
@@ -48,6 +49,7 @@ pub fn proteins(table: &Table, sequences: Option<&Path>, scratch: &Path) -> Resu
     let mut repeated = 0;
     let mut records = Vec::with_capacity(groups.len());
     for mut sites in groups {
+        progress::tick()?;
         if let Some(column) = own {
             sites.ori_seq = Some(own_sequence(table, &sites, column)?);
         }

@@ -6,6 +6,7 @@
 use super::{labels, read_failed};
 use crate::error::{Error, Result, nearest};
 use crate::files;
+use crate::progress;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
@@ -115,6 +116,7 @@ pub fn read_table(path: &Path) -> Result<Table> {
     }
     let mut rows = Vec::new();
     for fields in reader.into_records() {
+        progress::tick()?;
         let fields = fields.map_err(|e| csv_error(path, e))?;
         let line = fields.position().map_or(0, csv::Position::line);
         rows.push(Row { line, fields });
@@ -218,6 +220,7 @@ pub fn proteins(table: &Table, columns: &Columns) -> Result<Proteins> {
     let id = id_column(table, columns, &mut notes)?;
     let mut records = Vec::with_capacity(table.rows.len());
     for (i, row) in table.rows.iter().enumerate() {
+        progress::tick()?;
         records.push(ProteinRecord {
             id: match id {
                 Some(column) => filled(table, row, column)?.to_string(),

@@ -1,24 +1,32 @@
 //! The world: who we are among the ranks, and everything they do together.
 //!
 //! - `world`: starting and ending the job, ranks and nodes
-//! - `stop`: the flag that signals set; `phase`: what this process is doing
+//! - `stop`: the flag that signals set; `deadline`: the job's time limit; `restarts`: crash loops
 //! - `agree`: what all ranks must know of each other while each does its own work
+//! - `heartbeat`, `watchdog`, `verdict`: signs of life, who watches them, who is to blame
+//! - `fault`: faults on purpose, for tests
 //! - `tree`: the one summation tree; `reduce`: its evaluation by all ranks
 //! - `mpi`: MPI itself, never blocking
 //!
 //! Knows no model and no data set. A further transport (NCCL) is a further arm of [`Comm`].
 
 mod agree;
+pub mod deadline;
+mod fault;
+pub mod heartbeat;
 mod mpi;
-pub mod phase;
 mod reduce;
+pub mod restarts;
 pub mod stop;
 pub mod tree;
+mod verdict;
 mod versions;
+mod watchdog;
 mod world;
 
-pub use agree::{Agreement, Status};
+pub use verdict::Limits;
 pub use versions::{mpi_version, nccl_version};
+pub use watchdog::{HUNG, Watch};
 pub use world::{World, abort, fail, on_panic};
 
 use crate::error::{Error, Result};
@@ -136,15 +144,18 @@ impl Comm {
     }
 
     /// What rank 0 decides, for everyone: `decide` runs there alone, and its failure is
-    /// everyone's, so that no rank waits for one that has given up.
+    /// everyone's, so that no rank waits for one that has given up. Where any rank is asked to stop
+    /// meanwhile, the decision fails everywhere with [`Kind::Preempted`](crate::error::Kind), at
+    /// its next tick or at its end.
     pub fn decide<T: serde::Serialize + serde::de::DeserializeOwned>(
         &self,
         decide: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
+        let is_mine = self.rank() == 0;
+        let mine = self.together(|| if is_mine { decide().map(Some) } else { Ok(None) })?;
         if self.size() == 1 {
-            return decide();
+            return mine.ok_or_else(|| Error::bug("rank 0 decides"));
         }
-        let mine = if self.rank() == 0 { Some(decide()?) } else { None };
         let bytes = match &mine {
             Some(value) => serde_json::to_vec(value)
                 .map_err(|e| Error::bug(format!("a decision cannot be sent: {e}")))?,

@@ -6,6 +6,7 @@
 //! `wait` returns; an error ends the job, so nothing is freed under a request.
 
 use crate::error::{Error, Result};
+use crate::progress;
 use mpi::ffi;
 use std::ffi::{c_char, c_int, c_void};
 use std::time::Duration;
@@ -13,7 +14,8 @@ use std::time::Duration;
 /// Longest single message; longer ones go in pieces, because MPI counts are 32-bit.
 const PIECE: usize = 1 << 30;
 
-/// The ranks of this job.
+/// The ranks of this job. Copies are of the same communicator.
+#[derive(Clone, Copy)]
 pub struct Mpi {
     comm: ffi::MPI_Comm,
     pub(super) rank: usize,
@@ -179,8 +181,13 @@ impl Mpi {
             match tries {
                 0..200 => std::hint::spin_loop(),
                 200..2000 => std::thread::yield_now(),
+                2000 => progress::set_waiting(true),
                 _ => std::thread::sleep(Duration::from_micros(100)),
             }
+        }
+        if tries >= 2000 {
+            progress::set_waiting(false);
+            progress::advance();
         }
         Ok(())
     }

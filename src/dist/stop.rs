@@ -1,4 +1,5 @@
-//! The stop flag: SIGTERM, SIGINT and SIGUSR1 set it and do nothing else.
+//! The stop flag: SIGTERM, SIGINT and SIGUSR1 set it and do nothing else; so does the time limit of
+//! the job (`deadline`).
 //!
 //! A second Ctrl-C within five seconds ends the process at once with exit code 130.
 
@@ -34,12 +35,25 @@ pub fn install() {
     }
 }
 
-/// The signal that asked this process to stop, if one did.
+/// What [`requested`] says where the job's time is nearly up.
+pub const TIME_LIMIT: &str = "the job's time limit";
+
+/// Stands for [`TIME_LIMIT`] among the signals.
+const NO_SIGNAL: i32 = -1;
+
+/// Sets the flag because the job's time is nearly up.
+pub(super) fn time_is_up() {
+    // A signal that came before stays the reason.
+    let _ = SIGNAL.compare_exchange(0, NO_SIGNAL, Ordering::SeqCst, Ordering::SeqCst);
+}
+
+/// What asked this process to stop, if anything did.
 pub fn requested() -> Option<&'static str> {
     match SIGNAL.load(Ordering::SeqCst) {
         0 => None,
         libc::SIGTERM => Some("SIGTERM"),
         libc::SIGINT => Some("SIGINT"),
+        NO_SIGNAL => Some(TIME_LIMIT),
         _ => Some("SIGUSR1"),
     }
 }

@@ -4,9 +4,12 @@
 //! collective would hang the job for ever. Every failure ends in `MPI_Abort`, which ends all ranks.
 
 use super::mpi::Mpi;
-use super::{Comm, phase, stop};
+use super::watchdog::{StartTimer, last_words};
+use super::{Comm, fault, stop};
 use crate::error::{Error, Result};
 use crate::files::host_name;
+use crate::progress;
+use std::cell::RefCell;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -27,6 +30,8 @@ pub struct World {
     pub local_rank: usize,
     /// Number of ranks on this node.
     pub local_size: usize,
+    /// Until all ranks have come together.
+    start_timer: RefCell<Option<StartTimer>>,
     // Dropped last, on success alone: it finalises MPI.
     universe: Option<mpi::environment::Universe>,
 }
@@ -36,9 +41,20 @@ impl World {
     /// environment promises; None where there is no launcher, and then there is no MPI either.
     pub fn start(expected: Option<(usize, Option<usize>)>) -> Result<World> {
         let Some((rank, size)) = expected else {
-            return Ok(World { comm: Comm::Solo, local_rank: 0, local_size: 1, universe: None });
+            fault::install(0)?;
+            return Ok(World {
+                comm: Comm::Solo,
+                local_rank: 0,
+                local_size: 1,
+                start_timer: RefCell::new(None),
+                universe: None,
+            });
         };
-        phase::enter("starting MPI");
+        RANK.store(rank, Ordering::SeqCst);
+        SIZE.store(size.unwrap_or(1), Ordering::SeqCst);
+        fault::install(rank)?;
+        let start_timer = StartTimer::new(start_limit()?);
+        progress::enter("starting MPI");
         let (universe, _) = mpi::initialize_with_threading(mpi::Threading::Funneled)
             .ok_or_else(|| Error::bug("MPI was initialised twice"))?;
         MPI_IS_UP.store(true, Ordering::SeqCst);
@@ -58,7 +74,18 @@ impl World {
             ));
         }
         let (local_rank, local_size) = mpi.node_rank()?;
-        Ok(World { comm: Comm::Mpi(mpi), local_rank, local_size, universe: Some(universe) })
+        Ok(World {
+            comm: Comm::Mpi(mpi),
+            local_rank,
+            local_size,
+            start_timer: RefCell::new(Some(start_timer)),
+            universe: Some(universe),
+        })
+    }
+
+    /// All ranks are here and give signs of life, or none is awaited: the start is over.
+    pub fn arrived(&self) {
+        self.start_timer.take();
     }
 
     /// This process's number.
@@ -73,7 +100,7 @@ impl World {
 
     /// Leaves the job when all ranks have come here.
     pub fn finish(mut self) -> Result<()> {
-        phase::enter("leaving MPI");
+        progress::enter("leaving MPI");
         self.comm.barrier()?;
         MPI_IS_UP.store(false, Ordering::SeqCst);
         drop(self.universe.take());
@@ -88,6 +115,16 @@ impl Drop for World {
             std::mem::forget(universe);
         }
     }
+}
+
+/// How long ranks may take to come together: 300 s, or `TRAINER_START_TIMEOUT`.
+fn start_limit() -> Result<Duration> {
+    const VARIABLE: &str = "TRAINER_START_TIMEOUT";
+    let Ok(text) = std::env::var(VARIABLE) else { return Ok(Duration::from_secs(300)) };
+    let seconds = text.parse().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
+    seconds.ok_or_else(|| {
+        Error::usage(format!("`{text}` is no number of seconds")).at(VARIABLE).hint("such as 300")
+    })
 }
 
 /// Ends every process of the job with this exit code.
@@ -116,23 +153,48 @@ pub fn fail(error: &Error) -> ! {
             std::thread::sleep(Duration::from_millis(10));
         }
         if stop::requested().is_some() {
+            last_words(&error.to_string());
             // SAFETY: the launcher is ending this process anyway; nothing of ours is unsaved.
             unsafe { libc::_exit(error.code()) };
         }
     }
+    last_words(&error.to_string());
     say(&report("error", &error.to_string()));
     abort(error.code())
 }
 
+/// Says what the watchdog found.
+pub(super) fn say_verdict(text: &str) {
+    say(&format!("watchdog: {text}"));
+}
+
+/// Ends this process at once, from any thread, and says why.
+pub(super) fn leave_at_once(code: i32, why: &str) -> ! {
+    say(&format!("watchdog: {}", report("end", why)));
+    leave_quietly(code)
+}
+
+/// Ends this process at once, from any thread; the main one may sit inside MPI.
+pub(super) fn leave_quietly(code: i32) -> ! {
+    // SAFETY: ends the process; nothing runs after it.
+    unsafe { libc::_exit(code) }
+}
+
+/// Whether srun started this process itself.
+pub(super) fn is_slurm_step() -> bool {
+    let has = |name| std::env::var_os(name).is_some();
+    has("SLURM_STEP_ID") && !has("OMPI_COMM_WORLD_RANK")
+}
+
 /// Writes a message whole: the lines of ranks that speak at once do not mix.
-fn say(message: &str) {
+pub(super) fn say(message: &str) {
     // With standard error gone nobody is left to be told.
     let _ = std::io::stderr().write_all(format!("{message}\n").as_bytes());
 }
 
 fn report(kind: &str, what: &str) -> String {
     let (rank, size) = (RANK.load(Ordering::SeqCst), SIZE.load(Ordering::SeqCst));
-    let phase = phase::current();
+    let phase = progress::current();
     let phase = if phase.is_empty() { String::new() } else { format!(" while {phase}") };
     if size == 1 {
         return format!("{kind}{phase}: {what}");
@@ -157,6 +219,7 @@ pub fn on_panic() {
         if text.contains("allocate memory") || text.contains("out of memory") {
             fail(&out_of_memory(&text));
         }
+        last_words(&format!("bug: {info}"));
         let plea = "this is a mistake of the program; please report it with the lines above";
         say(&format!("{}\n  {plea}", report("bug", &info.to_string())));
         abort(70)

@@ -11,9 +11,10 @@ use crate::cache::{self, Fingerprint, INPUTS, Manifest, Plan, RecordHead, ShardW
 use crate::config::{Dtype, Pooling};
 use crate::data::masks::Masks;
 use crate::data::plan_embed::EmbedPlan;
-use crate::dist::{Agreement, Comm, Status, phase};
+use crate::dist::{Comm, deadline, restarts};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::progress;
 use crate::report::console::Console;
 use crate::report::step_line::{bytes, count, duration, percent, rate};
 use crate::torch::slice_of;
@@ -62,8 +63,6 @@ pub enum Ended {
     Complete,
     /// This part is done; others are not.
     PartDone,
-    /// A signal came; finished shards are kept.
-    Preempted,
 }
 
 /// What a job came to, on this rank.
@@ -109,6 +108,7 @@ impl<'a> Work<'a> {
         };
         let mut starts = vec![0u32];
         for at in 1..grouped.len() {
+            progress::tick()?;
             if !same(grouped[at - 1], grouped[at]) {
                 starts.push(at as u32);
             }
@@ -164,6 +164,7 @@ impl<'a> Work<'a> {
     fn inputs_hash(&self) -> Result<String> {
         let mut hash = Xxh3::new();
         for i in 0..self.sequences.len() {
+            progress::tick()?;
             let item = self.sequences.item(i);
             hash.update(self.sequences.id(i)?.as_bytes());
             hash.update(&[0]);
@@ -227,7 +228,7 @@ impl<'a> Work<'a> {
 /// Makes the cache, or what is missing of it.
 pub fn run(work: &Work, comm: &Comm, console: &Console) -> Result<(Ended, Summary)> {
     let dir = &work.config.dir;
-    phase::enter("planning the embedding job");
+    progress::enter("looking at the cache");
     let plan = work.cache_plan()?;
     let missing: Option<Vec<u32>> = comm.decide(|| begin(work, dir, &plan, console))?;
     let Some(missing) = missing else { return Ok((Ended::Complete, Summary::default())) };
@@ -240,29 +241,27 @@ pub fn run(work: &Work, comm: &Comm, console: &Console) -> Result<(Ended, Summar
         .collect();
     let mut worker = Worker {
         work,
-        agreement: Agreement::new(comm),
         console,
         summary: Summary::default(),
         start: Instant::now(),
         done: 0,
         total: own.iter().map(|&unit| work.tokens_of(unit as usize)).sum(),
     };
-    phase::enter("embedding");
-    for &unit in &own {
-        if !worker.shard(unit, &plan)? {
-            break;
-        }
-    }
+    progress::enter("embedding");
+    let result = comm.together(|| own.iter().try_for_each(|&unit| worker.shard(unit, &plan)));
     worker.summary.seconds = worker.start.elapsed().as_secs_f64();
-    let (summary, status) = (worker.summary, worker.agreement.drain()?);
+    let summary = worker.summary;
     console.finish();
-    if status == Status::Stop {
-        return Ok((Ended::Preempted, summary));
-    }
-    phase::enter("finishing the cache");
+    result?;
+    progress::enter("finishing the cache");
     comm.barrier()?;
     let finished = comm.decide(|| Ok(cache::finish(dir)?.is_some()))?;
     Ok((if finished { Ended::Complete } else { Ended::PartDone }, summary))
+}
+
+/// What one part of the work keeps beside the cache while it grows.
+pub fn side_name(kind: &str, (number, parts): (usize, usize)) -> String {
+    format!("{kind}-{number}-of-{parts}")
 }
 
 /// What is missing (None: nothing), after checking that it can be written.
@@ -279,6 +278,11 @@ fn begin(work: &Work, dir: &Path, plan: &Plan, console: &Console) -> Result<Opti
         }
         Start::Resume(missing) => missing,
     };
+    let (number, parts) = work.config.part;
+    let own = |unit: &&u32| **unit as usize % parts == number;
+    let (all, left) = (0..plan.shards, missing.iter().filter(own).count());
+    let done = all.filter(|unit| own(&unit)).count() - left;
+    restarts::note(&dir.join(side_name(cache::STARTS, work.config.part)), done as u64, "shards")?;
     console.line(&work.describe(plan));
     let share = missing.len() as f64 / f64::from(plan.shards.max(1));
     if missing.len() < plan.shards as usize {
@@ -324,7 +328,6 @@ impl Work<'_> {
 
 struct Worker<'a> {
     work: &'a Work<'a>,
-    agreement: Agreement<'a>,
     console: &'a Console,
     summary: Summary,
     start: Instant,
@@ -333,8 +336,8 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    /// Computes and writes one shard; false where a signal came (nothing of it is left then).
-    fn shard(&mut self, unit: u32, plan: &Plan) -> Result<bool> {
+    /// Computes and writes one shard. Where the job is to end, nothing of it is left.
+    fn shard(&mut self, unit: u32, plan: &Plan) -> Result<()> {
         let work = self.work;
         let config = work.config;
         let heads = work.heads(unit as usize)?;
@@ -350,16 +353,14 @@ impl Worker<'_> {
                 .map(|&g| work.sequences.esm_ids(work.members(g)[0] as usize))
                 .collect::<Result<_>>()?;
             for replica in 0..work.copies() {
-                if self.agreement.poll()? == Status::Stop {
-                    return Ok(false);
-                }
+                progress::tick()?;
                 self.batch(&mut writer, record, groups, &plain, replica)?;
             }
             record += groups.iter().map(|&g| work.members(g).len()).sum::<usize>()
                 * usize::from(work.copies());
         }
         writer.finish()?;
-        Ok(true)
+        Ok(())
     }
 
     /// One copy of one batch: its records begin at `first` in the shard, copies side by side.
@@ -384,6 +385,7 @@ impl Worker<'_> {
         let hidden = work.encoder.embed(&rows)?;
         let mut hidden = hidden.to_device(Device::Cpu).contiguous();
         self.summary.forward_seconds += start.elapsed().as_secs_f64();
+        deadline::stepped(start.elapsed());
         let dim = work.encoder.dim();
         let values = slice_of(&mut hidden).ok_or_else(|| Error::bug("embeddings are float32"))?;
         let (mut at, mut record) = (0, first);

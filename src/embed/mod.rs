@@ -9,5 +9,5 @@ mod job;
 mod sequences;
 
 pub use encoder::Encoder;
-pub use job::{Ended, JobConfig, Summary, Work, run};
+pub use job::{Ended, JobConfig, Summary, Work, run, side_name};
 pub use sequences::{FastaSequences, Item, Sequences};

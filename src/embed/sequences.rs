@@ -5,6 +5,7 @@ use crate::config::OverLength;
 use crate::data::esm_alphabet::{parts, sequence_hash};
 use crate::data::fasta::FastaIndex;
 use crate::error::Result;
+use crate::progress;
 use std::path::Path;
 
 /// One window of one sequence.
@@ -65,6 +66,7 @@ impl FastaSequences {
         }
         let mut windows = Vec::with_capacity(index.len());
         for record in 0..index.len() {
+            progress::tick()?;
             let n = index.residues(record) as usize;
             let cut = parts(over_length, n, max_length).map_err(|e| e.at(index.place(record)))?;
             let whole =

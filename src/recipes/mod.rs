@@ -12,15 +12,6 @@ use crate::config::ConfigFile;
 use crate::error::{Error, Result, nearest};
 use std::path::{Path, PathBuf};
 
-/// What becomes of a command that may be stopped by a signal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Done {
-    /// It did all it was asked.
-    Complete,
-    /// A signal came; all is saved and the same command goes on (exit code 75).
-    Preempted,
-}
-
 /// Where a command that uses a trained model takes it from, what it reads and writes.
 #[derive(Clone, Debug, Default)]
 pub struct UseArgs {
@@ -45,16 +36,16 @@ pub trait Recipe: Sync {
     fn dry_run(&self, config: &ConfigFile, session: &Session) -> Result<()>;
 
     /// Computes the embedding cache, or what is missing of it; `part` is (i, n).
-    fn embed(&self, config: &ConfigFile, session: &Session, part: (usize, usize)) -> Result<Done>;
+    fn embed(&self, config: &ConfigFile, session: &Session, part: (usize, usize)) -> Result<()>;
 
     /// Trains, or goes on training; `fresh` begins a new run whatever there is.
-    fn train(&self, config: &ConfigFile, session: &Session, fresh: bool) -> Result<Done>;
+    fn train(&self, config: &ConfigFile, session: &Session, fresh: bool) -> Result<()>;
 
     /// Measures a checkpoint on the validation and test parts.
-    fn evaluate(&self, config: &ConfigFile, session: &Session, args: &UseArgs) -> Result<Done>;
+    fn evaluate(&self, config: &ConfigFile, session: &Session, args: &UseArgs) -> Result<()>;
 
     /// Applies a checkpoint to new data.
-    fn predict(&self, config: &ConfigFile, session: &Session, args: &UseArgs) -> Result<Done>;
+    fn predict(&self, config: &ConfigFile, session: &Session, args: &UseArgs) -> Result<()>;
 
     /// Whether training needs an embedding cache first.
     fn needs_cache(&self, config: &ConfigFile) -> Result<bool>;

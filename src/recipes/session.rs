@@ -1,12 +1,15 @@
 //! What every recipe gets: the world, the console, and how this process computes.
 
 use crate::config::{Device, Distributed, Precision, difference};
-use crate::dist::World;
-use crate::error::{Error, Result};
+use crate::dist::{Limits, World};
+use crate::error::{Error, Kind, Result};
+use crate::progress;
 use crate::report::console::Console;
 use crate::torch;
 use serde_json::Value;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// This process among the ranks, and where it speaks.
 pub struct Session {
@@ -63,7 +66,30 @@ impl Session {
         tch::set_num_threads(threads as i32);
         torch::set_deterministic(true)?;
         self.agree(device, threads)?;
+        progress::set_device(platform(device));
         Ok(Compute { device, threads })
+    }
+
+    /// Does work with signs of life in `heartbeats` and the watchdog on; all ranks call it together.
+    pub fn watched<T>(
+        &self,
+        heartbeats: &Path,
+        distributed: &Distributed,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let seconds = |limit: Option<usize>| limit.map(|s| Duration::from_secs(s as u64));
+        let limits = Limits {
+            silence: seconds(distributed.heartbeat_timeout),
+            standstill: seconds(distributed.progress_timeout),
+        };
+        let watch = self.world.watch(heartbeats, limits)?;
+        let result = work();
+        match &result {
+            // The process is about to end, and says so in its last sign of life.
+            Err(error) if error.kind() != Kind::Preempted => std::mem::forget(watch),
+            _ => watch.leave(&self.world)?,
+        }
+        result
     }
 
     /// Refuses ranks that were given another configuration than rank 0, and names the keys.

@@ -8,6 +8,7 @@
 use super::torch_error;
 use super::weights::WeightFile;
 use crate::error::{Error, Result};
+use crate::progress;
 use crate::rng::{Key, Purpose};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -119,6 +120,7 @@ impl Params {
     pub fn initialise(&self, seed: u64) -> Result<()> {
         let key = Key::new(seed, Purpose::Init);
         for entry in self.entries.borrow_mut().iter_mut() {
+            progress::tick()?;
             let mut values = vec![0f32; entry.tensor.numel()];
             entry.init.fill(&mut values, key.named(&entry.name));
             let values = Tensor::from_slice(&values).view(entry.tensor.size().as_slice());
@@ -149,6 +151,7 @@ impl Params {
         }
         let mut report = LoadReport::default();
         for entry in self.entries.borrow_mut().iter_mut() {
+            progress::tick()?;
             let Some(source) = sources.remove(&entry.name) else {
                 report.missing.push(entry.name.clone());
                 continue;

@@ -6,6 +6,7 @@
 use super::torch_error;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::progress;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
@@ -205,6 +206,7 @@ pub fn content_hash(entries: &[(String, Tensor)]) -> Result<String> {
     sorted.sort_by(|a, b| a.0.cmp(&b.0));
     let mut hash = Sha256::new();
     for (name, tensor) in sorted {
+        progress::tick()?;
         let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
         update_hash(&mut hash, name, "F32", &shape, &bytes_of(tensor)?);
     }

@@ -7,9 +7,10 @@ use super::step::{gather, metric_names, record};
 use super::task::{BatchKey, Data, Part, Phase, Task};
 use crate::data::loader::Loader;
 use crate::data::plan::MicroBatch;
-use crate::dist::{Agreement, Comm, Status, phase, tree};
+use crate::dist::{Comm, tree};
 use crate::error::Result;
 use crate::metrics::additive::Additive;
+use crate::progress;
 use std::sync::Arc;
 
 /// What an evaluation needs to know of a part.
@@ -20,15 +21,15 @@ pub struct EvaluationPlan {
     pub micro_batches: Arc<Vec<MicroBatch>>,
 }
 
-/// Sums over the whole part, on every rank; None where some rank was asked to stop on the way.
+/// Sums over the whole part, on every rank.
 pub fn evaluate<T: Task>(
     task: &T,
     comm: &Comm,
     plan: &EvaluationPlan,
     workers: usize,
-    mut progress: impl FnMut(usize, usize),
-) -> Result<Option<Additive>> {
-    phase::enter(format!("evaluating the {} part", plan.part.name()));
+    mut report: impl FnMut(usize, usize),
+) -> Result<Additive> {
+    progress::enter(format!("evaluating the {} part", plan.part.name()));
     let total = plan.micro_batches.len();
     let own = tree::owned(comm.rank(), comm.size(), total);
     let (data, part) = (task.data(), plan.part);
@@ -39,32 +40,19 @@ pub fn evaluate<T: Task>(
     let data = task.data();
     let terms = task.terms();
     let mut metrics = Additive::new(metric_names(task));
-    let mut agreement = Agreement::new(comm);
-    let mut status = Status::Working;
-    for (done, index) in own.clone().enumerate() {
-        status = agreement.poll()?;
-        if status == Status::Stop {
-            break;
+    comm.together(|| {
+        for (done, index) in own.clone().enumerate() {
+            progress::tick()?;
+            report(done, own.len());
+            let Some(batch) = loader.take_next()? else { break };
+            let output = tch::no_grad(|| task.forward(&batch, key(index)))?;
+            let (counts, size) = (data.counts(&batch), data.size(&batch));
+            record(&mut metrics, index as u64, &terms, &output, &counts, size);
         }
-        progress(done, own.len());
-        let Some(batch) = loader.take_next()? else { break };
-        let output = tch::no_grad(|| task.forward(&batch, key(index)))?;
-        record(
-            &mut metrics,
-            index as u64,
-            &terms,
-            &output,
-            &data.counts(&batch),
-            data.size(&batch),
-        );
-    }
-    if status != Status::Stop {
-        progress(own.len(), own.len());
-    }
-    match agreement.drain()? {
-        Status::Stop => Ok(None),
-        _ => Ok(Some(gather(comm, metrics)?)),
-    }
+        report(own.len(), own.len());
+        Ok(())
+    })?;
+    gather(comm, metrics)
 }
 
 fn key(index: usize) -> BatchKey {

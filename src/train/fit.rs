@@ -14,10 +14,11 @@ use super::task::{BatchKey, Data, Part, Phase, Task};
 use crate::config::{EvaluationStrategy, Resume, Training, difference};
 use crate::data::loader::Loader;
 use crate::data::plan::{Plan, Step};
-use crate::dist::{Comm, phase, tree};
-use crate::error::{Error, Result};
+use crate::dist::{Comm, deadline, restarts, stop, tree};
+use crate::error::{Error, Kind, Result};
 use crate::metrics::additive::Additive;
 use crate::metrics::best::Judge;
+use crate::progress;
 use crate::report::console::Console;
 use crate::report::step_line::{bytes, count};
 use serde_json::Value;
@@ -61,37 +62,19 @@ pub struct Plans {
     pub test: EvaluationPlan,
 }
 
-/// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// All steps are done and the best checkpoint was tested.
-    Complete,
-    /// A signal came; everything is saved.
-    Preempted,
-}
-
-/// Trains until all steps are done or a signal comes.
+/// Trains until all steps are done and the best checkpoint is tested. Where the job is asked to stop,
+/// everything is saved and the error is [`Kind::Preempted`].
 pub fn fit<T: Task>(
     task: &T,
     comm: &Comm,
     settings: &Settings,
     plans: &Plans,
     console: Arc<Console>,
-) -> Result<Ended> {
+) -> Result<()> {
     let mut run = Run::begin(task, comm, settings, plans, console)?;
-    loop {
-        if run.evaluation_is_due() && !run.evaluate()? {
-            return run.leave();
-        }
-        if run.save_is_due() {
-            run.save()?;
-        }
-        if run.is_over() {
-            return run.finish();
-        }
-        if !run.step()? {
-            return run.leave();
-        }
+    match run.go_on() {
+        Err(error) if error.kind() == Kind::Preempted => run.leave(),
+        result => result,
     }
 }
 
@@ -126,7 +109,7 @@ impl<'a, T: Task> Run<'a, T> {
         plans: &'a Plans,
         console: Arc<Console>,
     ) -> Result<Self> {
-        phase::enter("preparing training");
+        progress::enter("preparing training");
         let training = &settings.training;
         let steps_per_epoch = plans.train.steps_per_epoch() as u64;
         let all = steps_per_epoch * training.num_train_epochs as u64;
@@ -190,6 +173,21 @@ impl<'a, T: Task> Run<'a, T> {
         })
     }
 
+    fn go_on(&mut self) -> Result<()> {
+        loop {
+            if self.evaluation_is_due() {
+                self.evaluate()?;
+            }
+            if self.save_is_due() {
+                self.save()?;
+            }
+            if self.is_over() {
+                return self.finish();
+            }
+            self.step()?;
+        }
+    }
+
     fn at(&self) -> At {
         At { step: self.step, total: self.total, steps_per_epoch: self.steps_per_epoch }
     }
@@ -213,9 +211,9 @@ impl<'a, T: Task> Run<'a, T> {
             && (self.step.is_multiple_of(every) || self.step >= self.total)
     }
 
-    /// Evaluates the validation part; false where a signal came on the way.
-    fn evaluate(&mut self) -> Result<bool> {
-        let Some(metrics) = self.evaluate_part(&self.plans.val)? else { return Ok(false) };
+    /// Evaluates the validation part.
+    fn evaluate(&mut self) -> Result<()> {
+        let metrics = self.evaluate_part(&self.plans.val)?;
         let value = self.value(&metrics).unwrap_or(f64::NAN);
         self.is_best = self.judge.observe(self.step, value).is_best;
         self.evaluated_step = self.step;
@@ -225,10 +223,10 @@ impl<'a, T: Task> Run<'a, T> {
         if let Some(records) = &mut self.records {
             records.evaluation(Part::Val, at, &metrics, None)?;
         }
-        Ok(true)
+        Ok(())
     }
 
-    fn evaluate_part(&self, plan: &EvaluationPlan) -> Result<Option<Additive>> {
+    fn evaluate_part(&self, plan: &EvaluationPlan) -> Result<Additive> {
         let name = plan.part.name();
         evaluate(self.task, self.comm, plan, self.settings.training.num_workers, |done, total| {
             self.console.progress(
@@ -259,7 +257,7 @@ impl<'a, T: Task> Run<'a, T> {
     }
 
     fn save(&mut self) -> Result<()> {
-        phase::enter(format!("saving after step {}", self.step));
+        progress::enter(format!("saving after step {}", self.step));
         self.saved_step = Some(self.step);
         let best = std::mem::take(&mut self.is_best);
         let Some(records) = &mut self.records else { return Ok(()) };
@@ -280,9 +278,10 @@ impl<'a, T: Task> Run<'a, T> {
         self.saver.save(self.task, &self.stepper, state, best)
     }
 
-    /// Takes a step; false where a signal came and it was not taken.
-    fn step(&mut self) -> Result<bool> {
-        phase::enter(format!("training, step {}", self.step + 1));
+    /// Takes a step, on all ranks or on none.
+    fn step(&mut self) -> Result<()> {
+        progress::set_step(self.step + 1, self.total);
+        progress::enter(format!("training, step {}", self.step + 1));
         let start = Instant::now();
         let (epoch, m, batches) =
             self.loader.take_next()?.ok_or_else(|| Error::bug("the plan ended before the run"))?;
@@ -291,8 +290,11 @@ impl<'a, T: Task> Run<'a, T> {
         let lr = learning_rate(training.lr_scheduler_type, peak, warmup, self.step, self.total);
         let place = (epoch, self.step, m);
         let outcome = self.stepper.run(self.task, self.comm, place, &batches, lr)?;
-        let Outcome::Done(result) = outcome else { return Ok(false) };
+        let Outcome::Done(result) = outcome else {
+            return Err(Error::preempted("before the next step"));
+        };
         self.step += 1;
+        deadline::stepped(start.elapsed());
         let timing = Timing {
             seconds: start.elapsed().as_secs_f64(),
             waiting: self.loader.take_waited().as_secs_f64(),
@@ -301,32 +303,33 @@ impl<'a, T: Task> Run<'a, T> {
         if let Some(records) = &mut self.records {
             records.step(at, lr, &result, self.stepper.state.skipped, timing)?;
         }
-        Ok(true)
+        Ok(())
     }
 
-    /// A signal came: save, and leave together.
-    fn leave(mut self) -> Result<Ended> {
+    /// The job is to end: save, and leave together.
+    fn leave(mut self) -> Result<()> {
         if self.step > 0 && self.saved_step != Some(self.step) {
             self.save()?;
         }
         self.saver.wait()?;
         self.comm.barrier()?;
         self.console.finish();
-        self.console.line(&format!(
-            "stopped by a signal after step {}; everything is saved, the same command goes on",
+        Err(Error::preempted(format!(
+            "stopped by {} after step {}; everything is saved, the same command goes on",
+            stop::requested().unwrap_or("a signal to another rank"),
             self.step
-        ));
-        Ok(Ended::Preempted)
+        )))
     }
 
     /// Tests the best checkpoint and marks the run as complete.
-    fn finish(mut self) -> Result<Ended> {
+    fn finish(&mut self) -> Result<()> {
+        progress::enter("waiting for the last save");
         self.saver.wait()?;
         self.comm.barrier()?;
         self.console.finish();
         if !self.plans.test.micro_batches.is_empty() {
             let best = self.load_best()?;
-            let Some(metrics) = self.evaluate_part(&self.plans.test)? else { return self.leave() };
+            let metrics = self.evaluate_part(&self.plans.test)?;
             let at = self.at();
             if let Some(records) = &mut self.records {
                 records.evaluation(Part::Test, at, &metrics, Some(best))?;
@@ -335,9 +338,10 @@ impl<'a, T: Task> Run<'a, T> {
         if let Some(records) = &mut self.records {
             records.sync()?;
             run_dir::complete(&self.settings.run_dir.path, &self.settings.identity)?;
+            restarts::forget(&self.settings.run_dir.path.join(run_dir::STARTS));
         }
         self.console.line(&format!("done: {}", self.settings.run_dir.path.display()));
-        Ok(Ended::Complete)
+        Ok(())
     }
 
     /// Puts the best checkpoint's weights (the last one's, without a best) into the model.

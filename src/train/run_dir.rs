@@ -2,37 +2,27 @@
 //!
 //! A run directory is `<output_dir>/<name>-YYYY-MM-DD-HH-MM-SS/` (UTC). A start goes on with the
 //! newest one of the same name and identity that is not complete, so a requeued job needs no flag.
-//! A heartbeat file says that a process is at work there.
+//! Rank 0's heartbeat says whether a process is at work there.
 
+use crate::dist::heartbeat::{self, Beat, HEARTBEATS, Process};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::progress;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 const RUN: &str = "run.json";
-const HEARTBEAT: &str = "heartbeat.json";
 
-/// A heartbeat is written this often, and counts as fresh for five times as long.
-const BEAT: Duration = Duration::from_secs(2);
+/// The file of restarts (`dist::restarts`) in a run directory.
+pub const STARTS: &str = "starts.json";
 
 /// What a run directory says about itself.
 #[derive(Serialize, Deserialize)]
 struct RunFile {
     identity: String,
     complete: bool,
-}
-
-/// Who is at work in a run directory.
-#[derive(Serialize, Deserialize)]
-struct Beat {
-    host: String,
-    pid: u32,
-    unix_seconds: f64,
 }
 
 /// How a run directory was come by.
@@ -42,10 +32,6 @@ pub struct RunDir {
     pub path: PathBuf,
     /// Whether it was there already.
     pub continued: bool,
-}
-
-fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
 /// `YYYY-MM-DD-HH-MM-SS` in UTC (civil date from days, after Hinnant's `chrono` paper).
@@ -108,7 +94,7 @@ pub fn find_or_make(output_dir: &Path, name: &str, identity: &str, fresh: bool) 
         }
     }
     files::make_dir(output_dir)?;
-    let stamp = time_stamp(now() as u64);
+    let stamp = time_stamp(heartbeat::now() as u64);
     for attempt in 1.. {
         let more = if attempt == 1 { String::new() } else { format!("-{attempt}") };
         let path = output_dir.join(format!("{name}-{stamp}{more}"));
@@ -148,86 +134,48 @@ fn write(path: &Path, identity: &str, complete: bool) -> Result<()> {
     files::write_text(&path.join(RUN), &text)
 }
 
+/// Whether a run is complete.
+pub fn is_complete(path: &Path) -> Result<bool> {
+    Ok(read(path)?.complete)
+}
+
 /// Marks a run as complete: the next start of the same configuration begins a new one.
 pub fn complete(path: &Path, identity: &str) -> Result<()> {
     write(path, identity, true)
 }
 
-fn refuse_if_busy(path: &Path) -> Result<()> {
-    let Ok(text) = fs::read_to_string(path.join(HEARTBEAT)) else { return Ok(()) };
-    let Ok(beat) = serde_json::from_str::<Beat>(&text) else { return Ok(()) };
-    let age = now() - beat.unix_seconds;
-    // A process of this host that is gone left its heartbeat behind.
-    let gone = beat.host == files::host_name() && is_gone(beat.pid);
-    if gone || age > 5.0 * BEAT.as_secs_f64() {
-        return Ok(());
+fn refuse_if_busy(run_dir: &Path) -> Result<()> {
+    let file = heartbeat::file(&run_dir.join(HEARTBEATS), 0);
+    let Some(beat) = Beat::read(&file).filter(|beat| beat.ended.is_none()) else { return Ok(()) };
+    match beat.process() {
+        // A process of this host that is gone left its heartbeat behind.
+        Some(Process::Gone) => return Ok(()),
+        Some(_) => {}
+        // On another host, whose clock is not ours: one that lives gives another sign of life.
+        None if gives_another(&beat, &file)? => {}
+        None => return Ok(()),
     }
     Err(Error::launch(format!(
-        "this run is already at work: process {} on {} gave a sign of life {age:.0} s ago",
-        beat.pid, beat.host
+        "this run is already at work: process {} on {} gave a sign of life {:.0} s ago",
+        beat.pid,
+        beat.host,
+        beat.age().max(0.0)
     ))
-    .at(path.display())
+    .at(run_dir.display())
     .hint("wait for it or stop it; `--new` begins another run of the same configuration"))
 }
 
-/// Whether a process of this host has ended. A killed one stays in the list (state Z) until
-/// somebody asks for its exit code, which after the death of its launcher can take a while.
-fn is_gone(pid: u32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
-    // The state follows the name in parentheses, which may itself hold parentheses.
-    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']))
-}
-
-/// Gives signs of life in a run directory until it is dropped.
-pub struct Heartbeat {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-    file: PathBuf,
-}
-
-impl Heartbeat {
-    /// The first sign is written before this returns.
-    pub fn start(run_dir: &Path) -> Result<Heartbeat> {
-        let file = run_dir.join(HEARTBEAT);
-        beat(&file)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let (flag, own) = (stop.clone(), file.clone());
-        let thread = std::thread::Builder::new()
-            .name("heartbeat".to_string())
-            .spawn(move || {
-                while !flag.load(Ordering::SeqCst) {
-                    std::thread::park_timeout(BEAT);
-                    // A full disk shows where it matters, at the next checkpoint.
-                    let _ = beat(&own);
-                }
-            })
-            .map_err(|e| Error::launch(format!("cannot start the heartbeat: {e}")))?;
-        Ok(Heartbeat { stop, thread: Some(thread), file })
-    }
-}
-
-fn beat(file: &Path) -> Result<()> {
-    let beat = Beat { host: files::host_name(), pid: std::process::id(), unix_seconds: now() };
-    let text = serde_json::to_string(&beat)
-        .map_err(|e| Error::bug(format!("a heartbeat cannot be written: {e}")))?;
-    let temporary = files::temporary_name(file);
-    // Not synced: a sign of life that a crash takes away says the truth.
-    files::or_remove(&temporary, || {
-        fs::write(&temporary, text).map_err(|e| Error::write(&temporary, &e))?;
-        fs::rename(&temporary, file).map_err(|e| Error::write(file, &e))
-    })
-}
-
-impl Drop for Heartbeat {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            let _ = thread.join();
+/// Waits for two and a half beats at most.
+fn gives_another(beat: &Beat, file: &Path) -> Result<bool> {
+    let start = Instant::now();
+    while start.elapsed().as_secs_f64() < 2.5 * beat.every {
+        std::thread::sleep(Duration::from_millis(100));
+        progress::tick()?;
+        if Beat::read(file).is_some_and(|now| now.beat != beat.beat) {
+            return Ok(true);
         }
-        // Nobody is at work here any more.
-        let _ = fs::remove_file(&self.file);
     }
+    Ok(false)
 }
 
 #[cfg(test)]
@@ -254,15 +202,17 @@ mod tests {
         let fresh = find_or_make(&dir, "a", "one", true).unwrap();
         assert_ne!(fresh.path, first.path);
 
-        let heartbeat = Heartbeat::start(&fresh.path).unwrap();
+        let beats = fresh.path.join(HEARTBEATS);
+        fs::create_dir(&beats).unwrap();
+        let mut beat = Beat::own(0, 1, 1);
+        beat.write(&beats).unwrap();
         let busy = find_or_make(&dir, "a", "one", false).unwrap_err();
         assert_eq!(busy.code(), 4);
-        drop(heartbeat);
 
         // A killed process that nobody has waited for yet is at work no more.
         let mut killed = std::process::Command::new("true").spawn().unwrap();
-        let beat = Beat { host: files::host_name(), pid: killed.id(), unix_seconds: now() };
-        fs::write(fresh.path.join(HEARTBEAT), serde_json::to_string(&beat).unwrap()).unwrap();
+        (beat.pid, beat.started) = (killed.id(), 0);
+        beat.write(&beats).unwrap();
         std::thread::sleep(Duration::from_millis(200));
         assert!(Path::new(&format!("/proc/{}", killed.id())).exists());
         let half = fresh.path.join(".tmp-metrics.json-host-1");
@@ -271,6 +221,18 @@ mod tests {
         assert!(!half.exists(), "what it left half-written is swept away");
         killed.wait().unwrap();
         assert!(find_or_make(&dir, "a", "one", false).unwrap().continued);
+
+        // Of a process on another host only its next sign of life tells.
+        (beat.host, beat.every) = ("elsewhere".into(), 0.2);
+        beat.write(&beats).unwrap();
+        assert!(find_or_make(&dir, "a", "one", false).unwrap().continued);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(150));
+                Beat { beat: 2, ..beat.clone() }.write(&beats).unwrap();
+            });
+            assert_eq!(find_or_make(&dir, "a", "one", false).unwrap_err().code(), 4);
+        });
         complete(&fresh.path, "one").unwrap();
         assert_eq!(find_or_make(&dir, "a", "one", false).unwrap().path, first.path);
         fs::remove_dir_all(dir).unwrap();

@@ -3,11 +3,13 @@
 use super::checkpoint::{self, Snapshot, State};
 use super::step::Stepper;
 use super::task::Task;
+use crate::dist::deadline;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::torch::Entry;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::time::Instant;
 use tch::{Device, Tensor};
 
 /// Writes a run's checkpoints, on rank 0.
@@ -31,10 +33,15 @@ impl Saver {
         state: State,
         best: bool,
     ) -> Result<()> {
+        let start = Instant::now();
         self.wait()?;
         let snapshot = snapshot(task, stepper, state);
         let (run_dir, limit) = (self.run_dir.clone(), self.limit);
-        let write = move || publish(&run_dir, limit, &snapshot, best);
+        let write = move || {
+            publish(&run_dir, limit, &snapshot, best)?;
+            deadline::saved(start.elapsed());
+            Ok(())
+        };
         let thread = std::thread::Builder::new()
             .name("saver".to_string())
             .spawn(write)

@@ -6,15 +6,15 @@
 
 use super::samples::{Sample, Samples};
 use super::setup::{Sections, load_weights};
-use super::{Done, Session, UseArgs};
+use super::{Session, UseArgs};
 use crate::cache::{ExportRow, export_v1};
 use crate::data::esm_alphabet;
 use crate::data::ptm_vocab::{self, MASK, TOKENS, is_ptm, is_special};
-use crate::dist::phase;
 use crate::embed::Encoder;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::models::ptm_mamba::{PtmMamba, mean_over_residues};
+use crate::progress;
 use crate::recipes::ptm_mamba::embeddings::Online;
 use crate::torch::Params;
 use std::fmt::Write as _;
@@ -39,16 +39,19 @@ struct Predictor {
 }
 
 /// Runs `predict`.
-pub fn run(sections: &Sections, session: &Session, args: &UseArgs) -> Result<Done> {
+pub fn run(sections: &Sections, session: &Session, args: &UseArgs) -> Result<()> {
     if session.world.size() > 1 {
         return Err(Error::usage("predict runs in one process")
             .hint("start it without mpirun; large inputs can be cut into files"));
     }
     let hidden = hidden_output(args)?;
+    let comm = &session.world.comm;
     let compute = sections.compute(session, None)?;
-    phase::enter("loading the model");
-    let encoder =
-        Encoder::load(&sections.esm.model, sections.esm.layer, sections.run.seed, compute.device);
+    progress::enter("loading the model");
+    let encoder = comm.together(|| {
+        let esm = &sections.esm;
+        Ok(Encoder::load(&esm.model, esm.layer, sections.run.seed, compute.device))
+    })?;
     let online = sections
         .training
         .use_esm
@@ -60,16 +63,17 @@ pub fn run(sections: &Sections, session: &Session, args: &UseArgs) -> Result<Don
     let model = PtmMamba::new(&params.root(), &sections.model.shape, dim);
     let checkpoint = load_weights(sections, session, args, &params)?;
     session.console.line(&format!("model: {}", checkpoint.display()));
-    let samples = read_input(sections, args)?;
+    progress::enter("reading the data");
+    let samples = comm.together(|| read_input(sections, args))?;
     let predictor = Predictor { model, params, online };
-    phase::enter("predicting");
-    match hidden {
-        Some(path) => predictor.write_hidden(&samples, path, args.mean, session)?,
-        None => predictor.write_sites(&samples, args, session)?,
-    }
+    progress::enter("predicting");
+    comm.together(|| match hidden {
+        Some(path) => predictor.write_hidden(&samples, path, args.mean, session),
+        None => predictor.write_sites(&samples, args, session),
+    })?;
     session.console.finish();
     say_written(session, args);
-    Ok(Done::Complete)
+    Ok(())
 }
 
 /// Says where results went, if not to standard output.
@@ -151,7 +155,7 @@ impl Predictor {
         let mut csv = String::from("id,pos,residue,token,probability\n");
         let total = samples.samples.len() as u64;
         for (done, sample) in samples.samples.iter().enumerate() {
-            stop_if_asked()?;
+            progress::tick()?;
             session.console.progress(done as u64, total, &format!("predicting {done}/{total}"));
             let id = quoted(&samples.ids[sample.record as usize]);
             for (residue, row) in self.probabilities(sample)?.iter().enumerate() {
@@ -192,7 +196,7 @@ impl Predictor {
             })
             .collect();
         export_v1(path, &rows, d, 1, |i, out| {
-            stop_if_asked()?;
+            progress::tick()?;
             session.console.progress(i as u64, total, &format!("hidden states {i}/{total}"));
             let sample = &samples.samples[i];
             let hidden = self.hidden(sample, |_| false)?;
@@ -206,13 +210,6 @@ impl Predictor {
             *out = Vec::try_from(flat).map_err(|e| Error::bug(format!("hidden states: {e}")))?;
             Ok(())
         })
-    }
-}
-
-fn stop_if_asked() -> Result<()> {
-    match crate::dist::stop::requested() {
-        Some(signal) => Err(Error::preempted(format!("{signal}: nothing was written"))),
-        None => Ok(()),
     }
 }
 

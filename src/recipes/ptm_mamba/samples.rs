@@ -11,6 +11,7 @@ use crate::data::split::Split;
 use crate::data::table::{Columns, read_proteins};
 use crate::embed::{Item, Sequences};
 use crate::error::{Error, Result};
+use crate::progress;
 use crate::report::step_line::count;
 use std::path::Path;
 
@@ -78,6 +79,7 @@ impl Samples {
         let mut this = Samples { ids: vec![], places: vec![], samples: vec![], notes };
         let mut cropped = 0;
         for raw in records {
+            progress::tick()?;
             let record = this.ids.len() as u32;
             cropped += this.add(&raw, record, dataset, esm).map_err(|e| e.at(&raw.place))?;
             this.ids.push(raw.id);

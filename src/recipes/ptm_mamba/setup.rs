@@ -13,10 +13,12 @@ use crate::data::is_fasta;
 use crate::data::masks::Masks;
 use crate::data::plan::{MicroBatch, Plan, PlanConfig};
 use crate::data::split::Split;
+use crate::dist::Comm;
 use crate::embed::{self, Encoder, FastaSequences, JobConfig, Sequences, Summary, Work};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::models::ptm_mamba::{PtmMamba, PtmMambaConfig};
+use crate::progress;
 use crate::recipes::session::Compute;
 use crate::recipes::{Session, UseArgs, platform};
 use crate::report::console::Console;
@@ -197,8 +199,9 @@ pub fn embed(
     compute: &Compute,
     part: (usize, usize),
 ) -> Result<(embed::Ended, Summary)> {
-    crate::dist::phase::enter("loading ESM-2");
-    let encoder = encoder(sections, compute)?;
+    let comm = &session.world.comm;
+    progress::enter("loading ESM-2");
+    let encoder = comm.together(|| encoder(sections, compute))?;
     let esm = &sections.esm;
     let making = [
         ("device", json!(if compute.device == tch::Device::Cpu { "cpu" } else { "cuda" })),
@@ -216,10 +219,11 @@ pub fn embed(
         making: making.into_iter().map(|(k, v)| (k.to_string(), v)).collect(),
         part,
     };
-    crate::dist::phase::enter("reading sequences");
-    let sequences = sequences(sections, session)?;
-    let work = Work::plan(&*sequences, &encoder, &config)?;
-    embed::run(&work, &session.world.comm, &session.console)
+    progress::enter("reading sequences");
+    let sequences = comm.together(|| sequences(sections, session))?;
+    progress::enter("planning the embedding job");
+    let work = comm.together(|| Work::plan(&*sequences, &encoder, &config))?;
+    embed::run(&work, comm, &session.console)
 }
 
 /// What is to be embedded: a FASTA by offset, or the samples of a table.
@@ -256,12 +260,12 @@ pub struct Setup {
 impl Setup {
     /// Reads samples, splits them, and opens the source of embeddings.
     pub fn new(sections: &Sections, session: &Session, compute: &Compute) -> Result<Setup> {
-        Self::make(sections, session, compute, true)
+        session.world.comm.together(|| Self::make(sections, session, compute, true))
     }
 
     /// The same without embeddings, for plans and shapes alone.
     pub fn for_shapes(sections: &Sections, session: &Session, compute: &Compute) -> Result<Setup> {
-        Self::make(sections, session, compute, false)
+        session.world.comm.together(|| Self::make(sections, session, compute, false))
     }
 
     fn make(
@@ -270,12 +274,12 @@ impl Setup {
         compute: &Compute,
         open: bool,
     ) -> Result<Setup> {
-        crate::dist::phase::enter("reading the data");
+        progress::enter("reading the data");
         let samples = Samples::read(&sections.dataset, &sections.esm, &scratch(sections)?)?;
         samples.notes.iter().for_each(|note| session.console.line(note));
         let split = samples.split(&sections.dataset)?;
         let parts = [Part::Train, Part::Val, Part::Test].map(|p| samples.of_records(split.part(p)));
-        crate::dist::phase::enter("opening the embeddings");
+        progress::enter("opening the embeddings");
         let needs_encoder = sections.training.use_esm && !sections.esm.model.is_null();
         let encoder = needs_encoder.then(|| encoder(sections, compute)).transpose()?;
         let (embeddings, online) = if open {
@@ -348,7 +352,12 @@ impl Setup {
     }
 
     /// Plans of all parts.
-    pub fn plans(&self, sections: &Sections) -> Result<Plans> {
+    pub fn plans(&self, sections: &Sections, comm: &Comm) -> Result<Plans> {
+        progress::enter("planning the batches");
+        comm.together(|| self.make_plans(sections))
+    }
+
+    fn make_plans(&self, sections: &Sections) -> Result<Plans> {
         let train = self.plan(sections, Part::Train)?;
         if train.micro_batches_per_epoch() == 0 {
             return Err(Error::data("no sample is left to train on").at("dataset"));
@@ -370,8 +379,12 @@ impl Setup {
     }
 
     /// The model with its initial weights, and all that computes with it. To be called once.
-    pub fn task(&self, sections: &Sections) -> Result<PtmTask> {
-        crate::dist::phase::enter("making the model");
+    pub fn task(&self, sections: &Sections, comm: &Comm) -> Result<PtmTask> {
+        progress::enter("making the model");
+        comm.together(|| self.make_task(sections))
+    }
+
+    fn make_task(&self, sections: &Sections) -> Result<PtmTask> {
         let params = Params::new(self.device);
         let model = PtmMamba::new(&params.root(), &sections.model.shape, self.esm_dim);
         params.initialise(sections.run.seed)?;
@@ -531,6 +544,11 @@ pub fn load_weights(
     }
     init_from(params, &dir)?;
     Ok(dir)
+}
+
+/// The step of a run's newest checkpoint, 0 without one.
+pub fn last_step(run_dir: &Path) -> u64 {
+    checkpoint::linked_step(&run_dir.join("last.ckpt")).unwrap_or(0)
 }
 
 /// Threads a rank that a run's newest checkpoint was made with.
