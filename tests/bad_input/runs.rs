@@ -22,6 +22,13 @@ fn reopen(scratch: &Scratch) {
     fs::write(run, text.replace("\"complete\": true", "\"complete\": false")).unwrap();
 }
 
+/// Rank 0's heartbeat in the only run.
+fn sign_of_life(dir: &Scratch, beat: &str) {
+    let beats = run_dir(dir).join("heartbeats");
+    fs::create_dir_all(&beats).unwrap();
+    fs::write(beats.join("rank-00000.json"), beat).unwrap();
+}
+
 #[test]
 fn runs() {
     let base = Scratch::new("runs");
@@ -148,24 +155,17 @@ fn runs() {
                 4,
                 "train c.yaml",
                 |d| {
-                    let now =
-                        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-                    let beat = format!(
-                        "{{\"host\": \"elsewhere\", \"pid\": 7, \"unix_seconds\": {}}}",
-                        now.as_secs()
-                    );
-                    fs::write(run_dir(d).join("heartbeat.json"), beat).unwrap();
+                    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+                    let (host, pid) = (host.trim(), std::process::id());
+                    sign_of_life(d, &format!("{{\"host\": \"{host}\", \"pid\": {pid}}}"));
                 },
-                "t-2026-01-01-00-00-00 | already at work: process 7 on elsewhere | --new",
+                "t-2026-01-01-00-00-00 | already at work: process | --new",
             ),
             case(
                 "an old sign of life",
                 0,
                 "train c.yaml",
-                |d| {
-                    let beat = "{\"host\": \"elsewhere\", \"pid\": 7, \"unix_seconds\": 1000.0}";
-                    fs::write(run_dir(d).join("heartbeat.json"), beat).unwrap();
-                },
+                |d| sign_of_life(d, "{\"host\": \"elsewhere\", \"pid\": 7, \"every\": 0.1}"),
                 "going on from",
             ),
             case(

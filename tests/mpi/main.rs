@@ -9,4 +9,6 @@ mod exact;
 mod faults;
 mod harness;
 mod killed;
+mod phases;
 mod signals;
+mod watchdog;
