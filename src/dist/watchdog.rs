@@ -31,6 +31,9 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Jobs of more ranks than this have one watching rank a node.
 const ALL_WATCH: usize = 64;
 
+/// At the end ranks have this long to come together: all of them are there already.
+pub(super) const LAST_MEETING: Duration = Duration::from_secs(60);
+
 /// Whose directory of heartbeats it is.
 const JOB: &str = "job";
 
@@ -87,7 +90,11 @@ impl World {
 impl Watch {
     /// Leaves together with all ranks; nothing stays in the directory, nor the directory itself.
     pub fn leave(self, world: &World) -> Result<()> {
+        progress::enter("waiting for the others to end");
+        world.comm.barrier()?;
         let dir = self.dir.clone();
+        // Nobody watches from here on, and there is nothing left to do but to come together.
+        let _timer = RendezvousTimer::new(LAST_MEETING);
         drop(self);
         world.comm.barrier()?;
         if world.rank() == 0 {
@@ -294,20 +301,20 @@ impl Peer {
     }
 }
 
-/// Ends the process where the ranks have not all come together after a while: a rank that never
-/// arrives leaves no sign of life to judge by.
-pub struct StartTimer {
+/// Ends the process where the ranks have not all come together after a while: before signs of life
+/// begin, and after they end, there is nothing else to judge by.
+pub struct RendezvousTimer {
     over: Arc<AtomicBool>,
 }
 
-impl StartTimer {
+impl RendezvousTimer {
     /// Begins to count, `limit` from now.
-    pub fn new(limit: Duration) -> StartTimer {
+    pub fn new(limit: Duration) -> RendezvousTimer {
         let over = Arc::new(AtomicBool::new(false));
         let flag = over.clone();
         let start = Instant::now();
         // Without the thread there is only no such report.
-        let _ = std::thread::Builder::new().name("start".to_string()).spawn(move || {
+        let _ = std::thread::Builder::new().name("rendezvous".to_string()).spawn(move || {
             while !flag.load(Ordering::SeqCst) {
                 std::thread::sleep(LOOK);
                 if start.elapsed() >= limit {
@@ -315,7 +322,7 @@ impl StartTimer {
                 }
             }
         });
-        StartTimer { over }
+        RendezvousTimer { over }
     }
 }
 
@@ -332,7 +339,7 @@ fn missing(limit: Duration) -> String {
     )
 }
 
-impl Drop for StartTimer {
+impl Drop for RendezvousTimer {
     fn drop(&mut self) {
         self.over.store(true, Ordering::SeqCst);
     }

@@ -4,7 +4,7 @@
 //! collective would hang the job for ever. Every failure ends in `MPI_Abort`, which ends all ranks.
 
 use super::mpi::Mpi;
-use super::watchdog::{StartTimer, last_words};
+use super::watchdog::{LAST_MEETING, RendezvousTimer, last_words};
 use super::{Comm, fault, stop};
 use crate::error::{Error, Result};
 use crate::files::host_name;
@@ -31,7 +31,7 @@ pub struct World {
     /// Number of ranks on this node.
     pub local_size: usize,
     /// Until all ranks have come together.
-    start_timer: RefCell<Option<StartTimer>>,
+    start_timer: RefCell<Option<RendezvousTimer>>,
     // Dropped last, on success alone: it finalises MPI.
     universe: Option<mpi::environment::Universe>,
 }
@@ -53,7 +53,7 @@ impl World {
         RANK.store(rank, Ordering::SeqCst);
         SIZE.store(size.unwrap_or(1), Ordering::SeqCst);
         fault::install(rank)?;
-        let start_timer = StartTimer::new(start_limit()?);
+        let start_timer = RendezvousTimer::new(start_limit()?);
         progress::enter("starting MPI");
         let (universe, _) = mpi::initialize_with_threading(mpi::Threading::Funneled)
             .ok_or_else(|| Error::bug("MPI was initialised twice"))?;
@@ -102,6 +102,7 @@ impl World {
     pub fn finish(mut self) -> Result<()> {
         progress::enter("leaving MPI");
         self.comm.barrier()?;
+        let _timer = (self.size() > 1).then(|| RendezvousTimer::new(LAST_MEETING));
         MPI_IS_UP.store(false, Ordering::SeqCst);
         drop(self.universe.take());
         Ok(())
