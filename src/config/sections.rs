@@ -411,6 +411,11 @@ pub struct Distributed {
     pub backend: Backend,
     /// How gradients are summed.
     pub reduce: Reduce,
+    /// Whether they are summed while backward goes on; no bit depends on it.
+    pub overlap: bool,
+    /// MB (2^20 bytes) of gradient that are summed at a time; null: 4, or 1/16 a rank where that is
+    /// more. No bit of `exact` depends on it.
+    pub bucket_mb: Option<f64>,
     /// Threads of a rank; null: the cores of this job on the node, shared among its ranks there.
     pub threads_per_rank: Option<usize>,
     /// Allows more ranks than micro-batches in a step.
@@ -426,6 +431,8 @@ impl Default for Distributed {
         Distributed {
             backend: Backend::default(),
             reduce: Reduce::default(),
+            overlap: true,
+            bucket_mb: None,
             threads_per_rank: None,
             allow_idle_ranks: false,
             heartbeat_timeout: Some(20),
@@ -442,6 +449,9 @@ impl Section for Distributed {
             let what = "nccl is not built into this program yet; use auto or mpi".to_string();
             return Err(Fault { key: "distributed.backend", what });
         }
+        let bucket = self.bucket_mb.unwrap_or(4.0);
+        let sizes = "from 0.0001 to 1024, or null";
+        require((1e-4..=1024.0).contains(&bucket), "distributed.bucket_mb", bucket, sizes)?;
         let threads = self.threads_per_rank.unwrap_or(1);
         let key = "distributed.threads_per_rank";
         require((1..=1024).contains(&threads), key, threads, "from 1 to 1024, or null")?;

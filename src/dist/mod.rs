@@ -5,7 +5,8 @@
 //! - `agree`: what all ranks must know of each other while each does its own work
 //! - `heartbeat`, `watchdog`, `verdict`: signs of life, who watches them, who is to blame
 //! - `fault`: faults on purpose, for tests
-//! - `tree`: the one summation tree; `reduce`: its evaluation by all ranks
+//! - `tree`: the one summation tree; `reduce`: its evaluation by all ranks, `overlap`: while
+//!   backward goes on
 //! - `mpi`: MPI itself, never blocking
 //!
 //! Knows no model and no data set. A further transport (NCCL) is a further arm of [`Comm`].
@@ -15,6 +16,9 @@ pub mod deadline;
 mod fault;
 pub mod heartbeat;
 mod mpi;
+mod overlap;
+#[cfg(test)]
+mod overlap_tests;
 mod reduce;
 pub mod restarts;
 pub mod stop;
@@ -24,6 +28,8 @@ mod versions;
 mod watchdog;
 mod world;
 
+pub use overlap::Own;
+pub use reduce::{Reducer, Reduction};
 pub use verdict::Limits;
 pub use versions::{mpi_version, nccl_version};
 pub use watchdog::{HUNG, Watch};

@@ -2,8 +2,9 @@
 //! they are done (MPI 4.0, sections 3.7 and 6.12).
 //!
 //! The raw interface of rsmpi is used, because its safe one ties every request to a scope. All
-//! buffers that a request may still touch are owned by this file's types or borrowed until
-//! `wait` returns; an error ends the job, so nothing is freed under a request.
+//! buffers that a request may still touch are owned by this file's types, borrowed until `wait`
+//! returns, or kept by the caller (gradients, see `overlap`); an error ends the job, so nothing is
+//! freed under a request.
 
 use crate::error::{Error, Result};
 use crate::progress;
@@ -18,11 +19,13 @@ const PIECE: usize = 1 << 30;
 #[derive(Clone, Copy)]
 pub struct Mpi {
     comm: ffi::MPI_Comm,
+    /// The same ranks, for gradients alone: what else goes on meanwhile cannot be mistaken for them.
+    gradients: ffi::MPI_Comm,
     pub(super) rank: usize,
     pub(super) size: usize,
 }
 
-/// Posted operations on buffers that the caller keeps borrowed until [`Mpi::wait`].
+/// Posted operations on buffers that their owner keeps until [`Mpi::test`] says that they are done.
 #[derive(Default)]
 pub(super) struct Requests(Vec<ffi::MPI_Request>);
 
@@ -57,6 +60,26 @@ fn check(what: &str, code: c_int) -> Result<()> {
         .hint("a rank or a network link is gone; start the job again, it resumes by itself"))
 }
 
+/// Tries until it is done: first eagerly, then with short sleeps, so that ranks that share cores
+/// let each other work.
+pub(super) fn patiently(mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+    let mut tries = 0u32;
+    while !done()? {
+        tries = tries.saturating_add(1);
+        match tries {
+            0..200 => std::hint::spin_loop(),
+            200..2000 => std::thread::yield_now(),
+            2000 => progress::set_waiting(true),
+            _ => std::thread::sleep(Duration::from_micros(100)),
+        }
+    }
+    if tries >= 2000 {
+        progress::set_waiting(false);
+        progress::advance();
+    }
+    Ok(())
+}
+
 fn counted(bytes: usize) -> Result<c_int> {
     c_int::try_from(bytes).map_err(|_| Error::bug(format!("a message of {bytes} bytes")))
 }
@@ -73,7 +96,9 @@ impl Mpi {
             })?;
             check("MPI_Comm_rank", ffi::MPI_Comm_rank(comm, &mut rank))?;
             check("MPI_Comm_size", ffi::MPI_Comm_size(comm, &mut size))?;
-            Ok(Mpi { comm, rank: rank as usize, size: size as usize })
+            let mut gradients = ffi::RSMPI_COMM_NULL;
+            check("MPI_Comm_dup", ffi::MPI_Comm_dup(comm, &mut gradients))?;
+            Ok(Mpi { comm, gradients, rank: rank as usize, size: size as usize })
         }
     }
 
@@ -108,57 +133,76 @@ impl Mpi {
         std::process::exit(code)
     }
 
-    /// Posts the sending of `data`, which must not change until the wait.
-    pub(super) fn send(&self, data: &[f32], to: usize, requests: &mut Requests) -> Result<()> {
-        for piece in data.chunks(PIECE / 4) {
+    /// Posts the sending of `len` gradients at `data`.
+    ///
+    /// # Safety
+    /// They stay alive and unchanged until `test` says that `requests` are done.
+    pub(super) unsafe fn send(
+        &self,
+        data: *const f32,
+        len: usize,
+        to: usize,
+        tag: c_int,
+        requests: &mut Requests,
+    ) -> Result<()> {
+        for start in (0..len).step_by(PIECE / 4) {
             let mut request = std::mem::MaybeUninit::uninit();
-            // SAFETY: the caller keeps `data` alive and unchanged until wait() on `requests`.
-            check("MPI_Isend", unsafe {
-                ffi::MPI_Isend(
-                    piece.as_ptr().cast::<c_void>(),
-                    counted(piece.len())?,
-                    ffi::RSMPI_FLOAT,
-                    to as c_int,
-                    0,
-                    self.comm,
-                    request.as_mut_ptr(),
-                )
-            })?;
-            // SAFETY: MPI_Isend succeeded and has set the request.
-            requests.0.push(unsafe { request.assume_init() });
+            // SAFETY: within the caller's buffer, which stays as it is until the requests are
+            // done; on success the request is set.
+            unsafe {
+                check("MPI_Isend", {
+                    ffi::MPI_Isend(
+                        data.add(start).cast::<c_void>(),
+                        counted((len - start).min(PIECE / 4))?,
+                        ffi::RSMPI_FLOAT,
+                        to as c_int,
+                        tag,
+                        self.gradients,
+                        request.as_mut_ptr(),
+                    )
+                })?;
+                requests.0.push(request.assume_init());
+            }
         }
         Ok(())
     }
 
-    /// Posts the receiving of `data`, which must not be touched until the wait.
-    pub(super) fn receive(
+    /// Posts the receiving of `len` gradients at `data`.
+    ///
+    /// # Safety
+    /// They stay alive and untouched until `test` says that `requests` are done.
+    pub(super) unsafe fn receive(
         &self,
-        data: &mut [f32],
+        data: *mut f32,
+        len: usize,
         from: usize,
+        tag: c_int,
         requests: &mut Requests,
     ) -> Result<()> {
-        for piece in data.chunks_mut(PIECE / 4) {
+        for start in (0..len).step_by(PIECE / 4) {
             let mut request = std::mem::MaybeUninit::uninit();
-            // SAFETY: the caller keeps `data` alive and untouched until wait() on `requests`.
-            check("MPI_Irecv", unsafe {
-                ffi::MPI_Irecv(
-                    piece.as_mut_ptr().cast::<c_void>(),
-                    counted(piece.len())?,
-                    ffi::RSMPI_FLOAT,
-                    from as c_int,
-                    0,
-                    self.comm,
-                    request.as_mut_ptr(),
-                )
-            })?;
-            // SAFETY: MPI_Irecv succeeded and has set the request.
-            requests.0.push(unsafe { request.assume_init() });
+            // SAFETY: within the caller's buffer, which nobody touches until the requests are
+            // done; on success the request is set.
+            unsafe {
+                check("MPI_Irecv", {
+                    ffi::MPI_Irecv(
+                        data.add(start).cast::<c_void>(),
+                        counted((len - start).min(PIECE / 4))?,
+                        ffi::RSMPI_FLOAT,
+                        from as c_int,
+                        tag,
+                        self.gradients,
+                        request.as_mut_ptr(),
+                    )
+                })?;
+                requests.0.push(request.assume_init());
+            }
         }
         Ok(())
     }
 
     /// Whether all posted operations are done; lets MPI make progress.
-    fn test(&self, requests: &mut Requests) -> Result<bool> {
+    pub(super) fn test(&self, requests: &mut Requests) -> Result<bool> {
         let mut done: c_int = 0;
         // SAFETY: the requests are live; completed ones become null requests.
         check("MPI_Testall", unsafe {
@@ -169,27 +213,15 @@ impl Mpi {
                 ffi::RSMPI_STATUSES_IGNORE,
             )
         })?;
+        if done != 0 {
+            requests.0.clear();
+        }
         Ok(done != 0)
     }
 
-    /// Tests until all posted operations are done: first eagerly, then with short sleeps, so that
-    /// ranks that share cores let each other work.
-    pub(super) fn wait(&self, mut requests: Requests) -> Result<()> {
-        let mut tries = 0u32;
-        while !self.test(&mut requests)? {
-            tries = tries.saturating_add(1);
-            match tries {
-                0..200 => std::hint::spin_loop(),
-                200..2000 => std::thread::yield_now(),
-                2000 => progress::set_waiting(true),
-                _ => std::thread::sleep(Duration::from_micros(100)),
-            }
-        }
-        if tries >= 2000 {
-            progress::set_waiting(false);
-            progress::advance();
-        }
-        Ok(())
+    /// Tests until all posted operations are done.
+    fn wait(&self, mut requests: Requests) -> Result<()> {
+        patiently(|| self.test(&mut requests))
     }
 
     /// Waits until every rank has come here.
@@ -302,28 +334,45 @@ impl Mpi {
         Ok(self.test(&mut pending.requests)?.then_some(*pending.received))
     }
 
-    /// The sum over all ranks in whatever order the library likes (`reduce: fast`).
-    pub(super) fn all_reduce_fast(&self, data: &mut [f32]) -> Result<()> {
-        let sent = data.to_vec();
-        let mut requests = Requests::default();
-        for (from, piece) in sent.chunks(PIECE / 4).zip(data.chunks_mut(PIECE / 4)) {
+    /// Posts the sum over all ranks, in whatever order the library likes (`reduce: fast`), of `len`
+    /// gradients at `data` into those at `sum`. All ranks post their sums in one order.
+    ///
+    /// # Safety
+    /// Both stay alive, `data` unchanged and `sum` untouched, until `test` says that `requests` are
+    /// done. They do not overlap.
+    pub(super) unsafe fn sum(
+        &self,
+        data: *const f32,
+        sum: *mut f32,
+        len: usize,
+        requests: &mut Requests,
+    ) -> Result<()> {
+        for start in (0..len).step_by(PIECE / 4) {
             let mut request = std::mem::MaybeUninit::uninit();
-            // SAFETY: both buffers stay borrowed until the wait below.
+            // SAFETY: within the caller's buffers, which stay as the contract says; on success the
+            // request is set.
             unsafe {
                 check("MPI_Iallreduce", {
                     ffi::MPI_Iallreduce(
-                        from.as_ptr().cast::<c_void>(),
-                        piece.as_mut_ptr().cast::<c_void>(),
-                        counted(piece.len())?,
+                        data.add(start).cast::<c_void>(),
+                        sum.add(start).cast::<c_void>(),
+                        counted((len - start).min(PIECE / 4))?,
                         ffi::RSMPI_FLOAT,
                         ffi::RSMPI_SUM,
-                        self.comm,
+                        self.gradients,
                         request.as_mut_ptr(),
                     )
                 })?;
                 requests.0.push(request.assume_init());
             }
         }
-        self.wait(requests)
+        Ok(())
+    }
+}
+
+impl Requests {
+    /// Whether none is posted. (Those that are done are forgotten by [`Mpi::test`].)
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }

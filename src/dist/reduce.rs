@@ -1,137 +1,222 @@
-//! The reduction of a flat buffer over all ranks.
+//! The sum of a flat gradient over all ranks.
 //!
-//! `exact`: the buffer is cut into buckets and each bucket into one slice a rank. Every rank sends
-//! its partial sums of slice s to rank s, which evaluates the tree of the step there (`tree`) and
+//! The gradient is cut into buckets, which are summed one after another, as soon as they are
+//! complete (`overlap`). `exact`: each bucket is cut into one slice a rank; every rank sends its
+//! partial sums of slice s to rank s, which evaluates the tree of the step there (`tree`) and
 //! sends the sums to all. What is added, and in which order, does not depend on the number of
-//! ranks, nor on buckets and slices. `fast` is the library's own all-reduce.
+//! ranks, nor on buckets, slices and time. `fast` is the library's own all-reduce of each bucket.
 
-use super::Comm;
-use super::mpi::{Mpi, Requests};
-use super::tree::{self, Node};
+use super::mpi::Requests;
+use super::overlap::{Link, Own, Pass, Stream};
+use super::{Comm, mpi};
 use crate::config::Reduce;
-use crate::error::Result;
-
-/// Elements of a bucket; it bounds the memory for other ranks' partial sums.
-const BUCKET: usize = 4 << 20;
+use crate::error::{Error, Result};
+use std::ops::Range;
 
 /// Slices are cut at multiples of this many elements (a cache line).
 const SLICE_ALIGN: usize = 16;
 
-impl Comm {
-    /// Sums the partial sums of a step of `m` micro-batches over all ranks into `result`, on every
-    /// rank. `parts` are this rank's, as [`tree::Fold`] left them for the micro-batches it owns
-    /// ([`tree::owned`]); their buffers have the length of `result` and are used up.
-    pub fn reduce(
-        &self,
-        how: Reduce,
+/// A bucket where the user names no size: this many elements (4 MB) ...
+const BUCKET: usize = 1 << 20;
+
+/// ... or this many a rank, so that messages stay worth sending.
+const LEAST_SLICE: usize = 1 << 14;
+
+/// How a flat buffer is cut into buckets, and buckets into slices. It never changes a bit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cuts {
+    /// Elements of the whole buffer.
+    pub total: usize,
+    /// Elements of a bucket; the last may be shorter.
+    pub bucket: usize,
+    /// Ranks, that is, slices of a bucket.
+    pub size: usize,
+}
+
+impl Cuts {
+    /// The number of buckets.
+    pub fn buckets(&self) -> usize {
+        self.total.div_ceil(self.bucket)
+    }
+
+    /// The elements of bucket `b`.
+    pub fn bucket(&self, b: usize) -> Range<usize> {
+        b * self.bucket..((b + 1) * self.bucket).min(self.total)
+    }
+
+    /// The elements of bucket `b` that rank `owner` sums; may be none.
+    pub fn slice(&self, b: usize, owner: usize) -> Range<usize> {
+        let bucket = self.bucket(b);
+        let lines = bucket.len().div_ceil(SLICE_ALIGN);
+        let cut = |s: usize| bucket.start + (s * lines / self.size * SLICE_ALIGN).min(bucket.len());
+        cut(owner)..cut(owner + 1)
+    }
+
+    /// The most elements that any slice has.
+    pub fn longest_slice(&self) -> usize {
+        let lines = self.bucket.min(self.total).div_ceil(SLICE_ALIGN);
+        (lines.div_ceil(self.size) * SLICE_ALIGN).min(self.bucket)
+    }
+}
+
+/// What is kept from step to step: how to sum, and the memory for it.
+///
+/// `exact` holds other ranks' partial sums of one slice of at most 8 buckets (`overlap::WINDOW`):
+/// with P ranks of k partial sums each that is 8 x bucket x k (P - 1) / P, 16 MB for two ranks with
+/// one partial sum each. `fast` holds a copy of at most 8 buckets.
+pub struct Reducer {
+    how: Reduce,
+    cuts: Cuts,
+    inbox: Vec<f32>,
+}
+
+impl Reducer {
+    /// For gradients of `total` elements. `bucket_mb` is the size of a bucket in MB (2^20 bytes).
+    pub fn new(comm: &Comm, how: Reduce, total: usize, bucket_mb: Option<f64>) -> Reducer {
+        let size = comm.size();
+        let bucket = match bucket_mb {
+            Some(mb) => (mb * f64::from(1 << 18)) as usize,
+            None => BUCKET.max(LEAST_SLICE * size),
+        };
+        let cuts = Cuts { total, bucket: bucket.max(1), size };
+        Reducer { how, cuts, inbox: Vec::new() }
+    }
+
+    /// Begins the sum of a step of `m` micro-batches; all ranks do, each with what it owns
+    /// ([`super::tree::owned`]). Nothing is waited for.
+    pub fn begin<'a>(
+        &'a mut self,
+        comm: &'a Comm,
         m: usize,
-        mut parts: Vec<(Node, &mut [f32])>,
-        result: &mut [f32],
+        own: Own<'a>,
+    ) -> Result<Reduction<'a>> {
+        Ok(Reduction(Pass::new(comm, (self.how, self.cuts, m), own, &mut self.inbox)?))
+    }
+}
+
+/// The sum of one step, on its way. Dropped before [`Reduction::finish`] it leaks what MPI may
+/// still touch; the job is at its end then.
+pub struct Reduction<'a>(Pass<'a, Comm>);
+
+impl Reduction<'_> {
+    /// The first `upto` elements of this rank's gradient have their last value. Buckets that are
+    /// complete are sent, and what has arrived is worked on; never waits.
+    pub fn ready(&mut self, upto: usize) -> Result<()> {
+        self.0.ready(upto)
+    }
+
+    /// The whole gradient has its last value: waits until all sums are there.
+    pub fn finish(mut self) -> Result<()> {
+        tracing::trace!("{} of {} buckets were sent in backward", self.0.sent(), self.0.buckets());
+        self.0.ready(usize::MAX)?;
+        mpi::patiently(|| self.0.advance())
+    }
+}
+
+impl Link for Comm {
+    type Requests = Requests;
+
+    fn rank(&self) -> usize {
+        Comm::rank(self)
+    }
+
+    fn size(&self) -> usize {
+        Comm::size(self)
+    }
+
+    unsafe fn send(
+        &self,
+        data: *const f32,
+        len: usize,
+        to: usize,
+        stream: Stream,
+        requests: &mut Requests,
     ) -> Result<()> {
-        match (self, how) {
-            (Comm::Mpi(mpi), Reduce::Exact) if mpi.size > 1 => exact(mpi, m, &mut parts, result),
-            _ => {
-                match tree::evaluate(parts, m) {
-                    Some(sum) => result.copy_from_slice(sum),
-                    None => result.fill(0.0),
-                }
-                match self {
-                    Comm::Mpi(mpi) if mpi.size > 1 => mpi.all_reduce_fast(result),
-                    _ => Ok(()),
-                }
-            }
-        }
+        // SAFETY: the same contract.
+        unsafe { self.mpi()?.send(data, len, to, stream as i32, requests) }
+    }
+
+    unsafe fn receive(
+        &self,
+        data: *mut f32,
+        len: usize,
+        from: usize,
+        stream: Stream,
+        requests: &mut Requests,
+    ) -> Result<()> {
+        // SAFETY: the same contract.
+        unsafe { self.mpi()?.receive(data, len, from, stream as i32, requests) }
+    }
+
+    unsafe fn sum(
+        &self,
+        data: *const f32,
+        sum: *mut f32,
+        len: usize,
+        requests: &mut Requests,
+    ) -> Result<()> {
+        // SAFETY: the same contract.
+        unsafe { self.mpi()?.sum(data, sum, len, requests) }
+    }
+
+    fn is_live(requests: &Requests) -> bool {
+        !requests.is_empty()
+    }
+
+    fn test(&self, requests: &mut Requests) -> Result<bool> {
+        Ok(requests.is_empty() || self.mpi()?.test(requests)?)
     }
 }
 
-/// The first element of slice `s` of `size` in a bucket of `len` elements.
-fn cut(s: usize, size: usize, len: usize) -> usize {
-    let lines = len.div_ceil(SLICE_ALIGN);
-    (s * lines / size * SLICE_ALIGN).min(len)
-}
-
-fn exact(mpi: &Mpi, m: usize, parts: &mut [(Node, &mut [f32])], result: &mut [f32]) -> Result<()> {
-    let (rank, size, total) = (mpi.rank, mpi.size, result.len());
-    let nodes: Vec<Vec<Node>> =
-        (0..size).map(|r| tree::maximal_nodes(tree::owned(r, size, m))).collect();
-    let foreign: usize =
-        nodes.iter().enumerate().filter(|(r, _)| *r != rank).map(|(_, n)| n.len()).sum();
-    for start in (0..total).step_by(BUCKET) {
-        let len = BUCKET.min(total - start);
-        let own = start + cut(rank, size, len)..start + cut(rank + 1, size, len);
-        let mut inbox = vec![0f32; foreign * own.len()];
-        // To the owners. Messages between two ranks arrive in the order they were posted.
-        let mut requests = Requests::default();
-        let mut boxes: Vec<(Node, &mut [f32])> = Vec::new();
-        let mut rest = inbox.as_mut_slice();
-        for (from, list) in nodes.iter().enumerate().filter(|(r, _)| *r != rank) {
-            for node in list {
-                let (one, after) = rest.split_at_mut(own.len());
-                rest = after;
-                mpi.receive(one, from, &mut requests)?;
-                boxes.push((*node, one));
-            }
+impl Comm {
+    fn mpi(&self) -> Result<&mpi::Mpi> {
+        match self {
+            Comm::Mpi(mpi) => Ok(mpi),
+            Comm::Solo => Err(Error::bug("a message without MPI")),
         }
-        for to in (0..size).filter(|r| *r != rank) {
-            let slice = start + cut(to, size, len)..start + cut(to + 1, size, len);
-            for (_, part) in parts.iter() {
-                mpi.send(&part[slice.clone()], to, &mut requests)?;
-            }
-        }
-        mpi.wait(requests)?;
-        boxes.extend(parts.iter_mut().map(|(node, part)| (*node, &mut part[own.clone()])));
-        boxes.sort_by_key(|(node, _)| (node.index << node.level, node.level));
-        match tree::evaluate(boxes, m) {
-            Some(sum) => result[own.clone()].copy_from_slice(sum),
-            None => result[own.clone()].fill(0.0),
-        }
-        // And back to everyone.
-        let mut requests = Requests::default();
-        let mut rest = &mut result[start..start + len];
-        let mut mine: &[f32] = &[];
-        for from in 0..size {
-            let n = cut(from + 1, size, len) - cut(from, size, len);
-            let (one, after) = rest.split_at_mut(n);
-            rest = after;
-            if from == rank {
-                mine = one;
-            } else {
-                mpi.receive(one, from, &mut requests)?;
-            }
-        }
-        for to in (0..size).filter(|r| *r != rank) {
-            mpi.send(mine, to, &mut requests)?;
-        }
-        mpi.wait(requests)?;
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tree::Node;
     use super::*;
     use proptest::prelude::*;
+    use std::cell::Cell;
 
     proptest! {
         #[test]
-        fn slices_partition_a_bucket(size in 1usize..40, len in 0usize..10_000) {
-            prop_assert_eq!(cut(0, size, len), 0);
-            prop_assert_eq!(cut(size, size, len), len);
-            for s in 0..size {
-                prop_assert!(cut(s, size, len) <= cut(s + 1, size, len));
+        fn slices_partition_buckets_and_buckets_the_whole(
+            size in 1usize..40, bucket in 1usize..3000, total in 0usize..10_000
+        ) {
+            let cuts = Cuts { total, bucket, size };
+            let mut end = 0;
+            for b in 0..cuts.buckets() {
+                prop_assert_eq!(cuts.bucket(b).start, end);
+                for s in 0..size {
+                    let slice = cuts.slice(b, s);
+                    prop_assert_eq!(slice.start, end);
+                    prop_assert!(slice.start <= slice.end && slice.len() <= cuts.longest_slice());
+                    end = slice.end;
+                }
+                prop_assert_eq!(cuts.bucket(b).end, end);
             }
+            prop_assert_eq!(end, total);
         }
     }
 
     #[test]
     fn one_rank_evaluates_the_tree() {
         let (mut a, mut b) = (vec![1.0f32; 3], vec![2.0f32; 3]);
-        let parts = vec![
-            (Node { level: 1, index: 0 }, a.as_mut_slice()),
-            (Node { level: 0, index: 2 }, b.as_mut_slice()),
-        ];
-        let mut result = vec![0.0; 3];
-        Comm::Solo.reduce(Reduce::Exact, 3, parts, &mut result).unwrap();
-        assert_eq!(result, [3.0; 3]);
+        let part = Cell::from_mut(a.as_mut_slice()).as_slice_of_cells();
+        let own = Own {
+            gradient: Cell::from_mut(b.as_mut_slice()).as_slice_of_cells(),
+            last: Some(2),
+            parts: vec![(Node { level: 1, index: 0 }, part)],
+            keep: Box::new(()),
+        };
+        let mut reducer = Reducer::new(&Comm::Solo, Reduce::Exact, 3, Some(1e-5));
+        reducer.begin(&Comm::Solo, 3, own).unwrap().finish().unwrap();
+        assert_eq!(b, [3.0; 3]);
     }
 }

@@ -18,7 +18,8 @@ pub struct Node {
 }
 
 impl Node {
-    fn first(self) -> usize {
+    /// The first micro-batch it covers.
+    pub fn first(self) -> usize {
         self.index << self.level
     }
 
@@ -45,6 +46,21 @@ pub fn maximal_nodes(range: Range<usize>) -> Vec<Node> {
         stack.push(node);
     }
     stack
+}
+
+/// What becomes of micro-batch `leaf` when it is pushed onto partial sums at `nodes`: how many of
+/// them, counted from the end, are added to it one after another, and the node that it then is.
+pub fn absorb(nodes: &[Node], leaf: usize) -> (usize, Node) {
+    let mut node = Node { level: 0, index: leaf };
+    let mut absorbed = 0;
+    for top in nodes.iter().rev() {
+        if !is_left_sibling(*top, node) {
+            break;
+        }
+        absorbed += 1;
+        node = Node { level: node.level + 1, index: node.index / 2 };
+    }
+    (absorbed, node)
 }
 
 fn is_left_sibling(left: Node, right: Node) -> bool {
@@ -205,6 +221,25 @@ mod tests {
             let nodes: Vec<Node> =
                 fold_range(&values, low..low + len).into_iter().map(|p| p.0).collect();
             prop_assert_eq!(nodes, maximal_nodes(low..low + len));
+        }
+
+        #[test]
+        fn the_last_leaf_may_be_added_outside_the_fold(
+            values in prop::collection::vec(-1e3f32..1e3, 1..60),
+            low in 0usize..40,
+        ) {
+            let low = low.min(values.len() - 1);
+            let whole = fold_range(&values, low..values.len());
+            let last = values.len() - 1;
+            let mut parts = fold_range(&values, low..last);
+            let nodes: Vec<Node> = parts.iter().map(|p| p.0).collect();
+            let (absorbed, node) = absorb(&nodes, last);
+            let mut value = values[last];
+            for (_, left) in parts.drain(parts.len() - absorbed..).rev() {
+                value += left[0];
+            }
+            parts.push((node, vec![value]));
+            prop_assert_eq!(parts, whole);
         }
     }
 

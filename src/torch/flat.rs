@@ -7,8 +7,10 @@
 //! step.
 
 use super::params::Params;
-use super::{shim, torch_error};
+use super::shim::{self, GradientHooks};
+use super::torch_error;
 use crate::error::{Error, Result};
+use std::cell::Cell;
 use tch::{Device, Kind, Tensor};
 
 /// Elements to which every parameter is aligned.
@@ -32,6 +34,7 @@ pub struct Flat {
     slots: Vec<Slot>,
     data: Tensor,
     grad: Tensor,
+    hooks: GradientHooks,
 }
 
 impl Flat {
@@ -58,14 +61,16 @@ impl Flat {
         let options = (Kind::Float, params.device());
         let data = Tensor::f_zeros([end as i64], options).map_err(failed)?;
         let grad = Tensor::f_zeros([end as i64], options).map_err(failed)?;
-        for (slot, tensor) in slots.iter().zip(&mut tensors) {
+        let hooks = GradientHooks::new();
+        for (number, (slot, tensor)) in slots.iter().zip(&mut tensors).enumerate() {
             let view = slot.view(&data);
             tch::no_grad(|| view.shallow_clone().f_copy_(tensor)).map_err(failed)?;
             tensor.set_data(&view);
             let _ = tensor.set_requires_grad(true);
             shim::set_grad(tensor, &slot.view(&grad))?;
+            hooks.add(tensor, number)?;
         }
-        Ok(Flat { slots, data, grad })
+        Ok(Flat { slots, data, grad, hooks })
     }
 
     /// Elements in each buffer, padding included.
@@ -98,9 +103,17 @@ impl Flat {
         &self.grad
     }
 
-    /// The gradient as numbers, for the reduction; None where it lies on a GPU.
-    pub fn grad_slice(&mut self) -> Option<&mut [f32]> {
-        slice_of(&mut self.grad)
+    /// Backward from `loss`, adding into the gradient. On the CPU `ready` is called after each
+    /// parameter with the number of leading elements of the flat gradient that have their last
+    /// value; parameters that take no part hold it back, so it need not reach [`Flat::len`].
+    pub fn backward(&self, loss: &Tensor, mut ready: impl FnMut(usize)) -> Result<()> {
+        let mut done = vec![false; self.slots.len()];
+        let mut first = 0;
+        self.hooks.backward(loss, &mut |slot| {
+            done[slot] = true;
+            first += done[first..].iter().take_while(|done| **done).count();
+            ready(self.slots.get(first).map_or(self.len(), |slot| slot.offset));
+        })
     }
 
     /// Sets all gradients to zero.
@@ -121,6 +134,18 @@ impl Slot {
     }
 }
 
+/// The numbers of a contiguous float32 CPU tensor, which libtorch may go on changing whenever it is
+/// called on this thread.
+pub fn cells_of(tensor: &Tensor) -> Option<&[Cell<f32>]> {
+    if tensor.device() != Device::Cpu || tensor.kind() != Kind::Float || !tensor.is_contiguous() {
+        return None;
+    }
+    // SAFETY: contiguous float32 in this process's memory, numel elements long and kept alive by
+    // the tensor. Everyone reaches them from this thread alone (kernels' threads only work while
+    // it waits for them), and cells may be changed behind a shared reference.
+    Some(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) })
+}
+
 /// The numbers of a contiguous float32 CPU tensor.
 pub fn slice_of(tensor: &mut Tensor) -> Option<&mut [f32]> {
     if tensor.device() != Device::Cpu || tensor.kind() != Kind::Float || !tensor.is_contiguous() {
@@ -129,4 +154,53 @@ pub fn slice_of(tensor: &mut Tensor) -> Option<&mut [f32]> {
     // SAFETY: contiguous float32 in this process's memory, numel elements long, kept alive and not
     // used otherwise while the tensor is borrowed mutably (views of it run on this thread alone).
     Some(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::params::Init;
+    use super::*;
+
+    /// Three products one after another, and a parameter that takes no part.
+    fn model(unused_last: bool) -> (Params, Vec<Tensor>) {
+        let params = Params::new(Device::Cpu);
+        let root = params.root();
+        let one = |name| root.param(name, &[5, 5], Init::Normal(0.5));
+        let unused = |wanted| (wanted == unused_last).then(|| one("unused"));
+        let before = unused(false);
+        let weights = ["a", "b", "c"].map(one).into();
+        drop((before, unused(true)));
+        (params, weights)
+    }
+
+    fn told(unused_last: bool) -> Vec<usize> {
+        let (params, weights) = model(unused_last);
+        params.initialise(1).unwrap();
+        let flat = Flat::new(&params, |_| true).unwrap();
+        let here = std::thread::current().id();
+        let mut told = Vec::new();
+        let x = Tensor::ones([3, 5], (Kind::Float, Device::Cpu));
+        let loss = weights.iter().fold(x, |x, w| x.matmul(w).tanh()).sum(Kind::Float);
+        flat.backward(&loss, |upto| {
+            assert_eq!(std::thread::current().id(), here, "hooks run on the caller's thread");
+            // What is told to be final is: it is compared with the end below.
+            let grad = flat.grad().narrow(0, 0, upto as i64);
+            told.push((upto, Vec::<f32>::try_from(grad).unwrap()));
+        })
+        .unwrap();
+        let end = Vec::<f32>::try_from(flat.grad()).unwrap();
+        assert!(end.iter().any(|x| *x != 0.0));
+        told.iter().for_each(|(upto, then)| assert_eq!(then[..], end[..*upto]));
+        told.into_iter().map(|t| t.0).collect()
+    }
+
+    #[test]
+    fn the_front_of_the_gradient_is_ready_first() {
+        assert_eq!(told(false), [64, 128, 192]);
+    }
+
+    #[test]
+    fn an_unused_parameter_holds_back_what_is_behind_it() {
+        assert_eq!(told(true), [0, 0, 0]);
+    }
 }

@@ -11,7 +11,7 @@ mod params;
 mod shim;
 mod weights;
 
-pub use flat::{ALIGN, Flat, Slot, slice_of};
+pub use flat::{ALIGN, Flat, Slot, cells_of, slice_of};
 pub use params::{Init, LoadReport, Params, Path};
 pub use shim::{
     AdamwStep, Autocast, ScanInput, adamw, bias_gelu, causal_conv, keep_freed_memory, kernels_name,

@@ -2,11 +2,24 @@
 
 use super::torch_error;
 use crate::error::Result;
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_void};
+use std::thread::ThreadId;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
+/// What is told of a parameter's slot.
+type Callback = extern "C" fn(context: *mut c_void, slot: i64);
+
 unsafe extern "C" {
+    fn trainer_hooks_new() -> *mut c_void;
+    fn trainer_hooks_free(hooks: *mut c_void);
+    fn trainer_hooks_add(hooks: *mut c_void, parameter: *mut C_tensor, slot: i64) -> *mut c_char;
+    fn trainer_backward(
+        hooks: *mut c_void,
+        loss: *mut C_tensor,
+        callback: Callback,
+        context: *mut c_void,
+    ) -> *mut c_char;
     fn trainer_free(message: *mut c_char);
     fn trainer_kernels_name() -> *const c_char;
     fn trainer_torch_version() -> *const c_char;
@@ -110,6 +123,60 @@ pub fn parallel_width() -> i64 {
 pub fn set_grad(parameter: &Tensor, view: &Tensor) -> Result<()> {
     // SAFETY: both are live tensors for the duration of the call.
     check("set_grad", unsafe { trainer_set_grad(raw(parameter), raw(view)) })
+}
+
+/// Hooks on a set of parameters that tell when a gradient has its last value.
+pub struct GradientHooks(*mut c_void);
+
+/// Who listens during one backward pass, and where.
+struct Listener<'a> {
+    thread: ThreadId,
+    ready: &'a mut dyn FnMut(usize),
+}
+
+extern "C" fn gradient_is_ready(context: *mut c_void, slot: i64) {
+    let listener = context.cast::<Listener>();
+    // SAFETY: `backward` below keeps the listener alive and does not touch it during the pass. On
+    // another thread than its own (parameters on a GPU) nothing but the thread's name is read.
+    unsafe {
+        if (*listener).thread == std::thread::current().id() {
+            ((*listener).ready)(slot as usize);
+        }
+    }
+}
+
+impl GradientHooks {
+    /// No hooks yet.
+    pub fn new() -> GradientHooks {
+        // SAFETY: no arguments; the result is ours to free.
+        GradientHooks(unsafe { trainer_hooks_new() })
+    }
+
+    /// Tells of `parameter` as `slot` from now on. Its other such hook, if it has one, goes.
+    pub fn add(&self, parameter: &Tensor, slot: usize) -> Result<()> {
+        // SAFETY: hooks and tensor are live for the duration of the call.
+        check("hooks", unsafe { trainer_hooks_add(self.0, raw(parameter), slot as i64) })
+    }
+
+    /// Backward from `loss`; `ready` is called with a slot as soon as its parameter's gradient has
+    /// its last value. Of parameters that are on a GPU nothing is told: their hooks run on
+    /// autograd's thread.
+    pub fn backward(&self, loss: &Tensor, ready: &mut dyn FnMut(usize)) -> Result<()> {
+        let mut listener = Listener { thread: std::thread::current().id(), ready };
+        let context = (&raw mut listener).cast::<c_void>();
+        // SAFETY: all are live for the duration of the call, after which nobody is told any more.
+        check("backward", unsafe {
+            trainer_backward(self.0, raw(loss), gradient_is_ready, context)
+        })
+    }
+}
+
+impl Drop for GradientHooks {
+    fn drop(&mut self) {
+        // SAFETY: made by trainer_hooks_new and freed once; hooks that stay on parameters share
+        // what they need of it.
+        unsafe { trainer_hooks_free(self.0) }
+    }
 }
 
 /// Hyper-parameters of one AdamW call.

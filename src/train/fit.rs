@@ -11,7 +11,7 @@ use super::saver::{Saver, repair_links};
 use super::schedule::learning_rate;
 use super::step::{Outcome, Stepper};
 use super::task::{BatchKey, Data, Part, Phase, Task};
-use crate::config::{EvaluationStrategy, Resume, Training, difference};
+use crate::config::{Distributed, EvaluationStrategy, Resume, Training, difference};
 use crate::data::loader::Loader;
 use crate::data::plan::{Plan, Step};
 use crate::dist::{Comm, deadline, restarts, stop, tree};
@@ -36,10 +36,8 @@ pub struct Settings {
     pub identity: String,
     /// `run.seed`.
     pub seed: u64,
-    /// `distributed.reduce`.
-    pub reduce: crate::config::Reduce,
-    /// `distributed.allow_idle_ranks`.
-    pub allow_idle_ranks: bool,
+    /// The section `distributed`.
+    pub distributed: Distributed,
     /// Threads of every rank.
     pub threads_per_rank: usize,
     /// CPU capability, device and libtorch.
@@ -115,7 +113,8 @@ impl<'a, T: Task> Run<'a, T> {
         let all = steps_per_epoch * training.num_train_epochs as u64;
         let total = training.max_steps.map_or(all, |most| all.min(most as u64));
         check_ranks(comm, settings, &console)?;
-        let mut stepper = Stepper::new(task, training, settings.reduce, settings.seed)?;
+        let distributed = &settings.distributed;
+        let mut stepper = Stepper::new(task, comm, training, distributed, settings.seed)?;
         let patience = training.early_stopping_patience.map(|p| p as u32);
         let mut judge = Judge::new(settings.metric.1, patience)?;
         print_sizes(task, &stepper, &console);
@@ -363,7 +362,7 @@ impl<'a, T: Task> Run<'a, T> {
 /// Refuses more ranks than micro-batches, and says what stands idle.
 fn check_ranks(comm: &Comm, settings: &Settings, console: &Console) -> Result<()> {
     let (size, m) = (comm.size(), settings.training.micro_batches_per_step);
-    if size > m && !settings.allow_idle_ranks {
+    if size > m && !settings.distributed.allow_idle_ranks {
         return Err(Error::usage(format!(
             "{size} ranks, but a step has {m} micro-batches to share"
         ))

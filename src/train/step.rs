@@ -1,20 +1,25 @@
 //! One optimiser step over all ranks.
 //!
 //! Counts are agreed on first, so backward starts from sums already divided by them and gradients
-//! need no division later. Each micro-batch starts from a zeroed gradient; its result is folded
-//! into the one tree of the step (`dist::tree`), so the sum has the same bits on any number of
-//! ranks. The agreement also carries the stop flag: either all ranks take the step or none does.
+//! need no division later. The agreement also carries the stop flag: either all ranks take the
+//! step or none does; in steps that take seconds they agree between micro-batches too. How gradients become one is in `gradient`.
 
 use super::adamw::{Adamw, AdamwConfig};
+use super::gradient::{GradientSum, Last};
 use super::task::{BatchKey, BatchSize, Data, Task, TermSpec};
-use crate::config::{Precision, Reduce, Training};
-use crate::dist::tree::{self, Fold, Node};
-use crate::dist::{Comm, PendingGather, stop};
-use crate::error::{Error, Result};
+use crate::config::{Distributed, Precision, Training};
+use crate::dist::{Comm, PendingGather, stop, tree};
+use crate::error::{Error, Kind, Result};
 use crate::metrics::additive::Additive;
+use crate::progress;
 use crate::rng::{Key, Purpose};
-use crate::torch::{self, Autocast, Flat, slice_of, torch_error};
+use crate::torch::{self, Autocast, Flat};
+use std::ops::Range;
+use std::time::Instant;
 use tch::Tensor;
+
+/// Seconds of a step beyond which the next one may be given up between its micro-batches.
+const LONG_STEP: f64 = 2.0;
 
 /// Non-finite steps in a row after which the run ends.
 const MOST_SKIPPED: u32 = 25;
@@ -67,20 +72,22 @@ pub(super) struct Stepper {
     names: Vec<String>,
     autocast: Autocast,
     max_grad_norm: Option<f64>,
-    reduce: Reduce,
+    sum: GradientSum,
     seed: u64,
-    /// Partial sums that are not in use.
-    spare: Vec<Tensor>,
+    /// What the last step took on this rank.
+    seconds: f64,
 }
 
 impl Stepper {
     pub fn new<T: Task>(
         task: &T,
+        comm: &Comm,
         training: &Training,
-        reduce: Reduce,
+        distributed: &Distributed,
         seed: u64,
     ) -> Result<Stepper> {
         let flat = Flat::new(task.params(), |name| task.trains(name))?;
+        let sum = GradientSum::new(comm, &flat, distributed);
         let config = AdamwConfig {
             betas: (training.betas[0], training.betas[1]),
             eps: training.eps,
@@ -107,9 +114,9 @@ impl Stepper {
             names: metric_names(task),
             autocast,
             max_grad_norm: training.max_grad_norm,
-            reduce,
+            sum,
             seed,
-            spare: Vec::new(),
+            seconds: 0.0,
         })
     }
 
@@ -122,34 +129,35 @@ impl Stepper {
         batches: &[<T::Data as Data>::Batch],
         lr: f64,
     ) -> Result<Outcome> {
+        let start = Instant::now();
         let own = tree::owned(comm.rank(), comm.size(), m);
         assert_eq!(own.len(), batches.len(), "the loader gives what this rank owns");
         let data = task.data();
-        let header = Header::start(comm, m, &self.terms, batches.iter().map(|b| data.counts(b)))?;
-        let header = header.finish(comm)?;
+        let counts = batches.iter().map(|b| data.counts(b));
+        let header = Header::start(comm, m, &self.terms, self.seconds, counts)?.finish(comm)?;
         if header.stop {
             return Ok(Outcome::Stop);
         }
         let nothing = header.counts.iter().all(|count| *count == 0.0);
         let mut metrics = Additive::new(self.names.clone());
-        let mut fold = Fold::default();
         self.flat.zero_grad();
-        for (index, batch) in own.zip(batches) {
-            let key = BatchKey {
-                phase: super::task::Phase::Train,
-                epoch,
-                step,
-                micro_batch: index as u32,
-            };
-            self.accumulate(task, batch, key, &header.counts, nothing, &mut metrics)?;
-            if !nothing {
-                self.fold(&mut fold, index)?;
-            }
+        let mut work = || {
+            let place = (epoch, step, own.clone());
+            self.micro_batches(task, place, batches, &header.counts, nothing, &mut metrics)
+        };
+        let long = header.longest > LONG_STEP;
+        let last = match if long { comm.together(work) } else { work() } {
+            Err(error) if error.kind() == Kind::Preempted => return Ok(Outcome::Stop),
+            last => last?,
+        };
+        if !nothing {
+            self.sum.finish(&self.flat, comm, m, last)?;
         }
         let metrics = gather(comm, metrics)?;
-        let grad_norm = if nothing { 0.0 } else { self.reduce(comm, fold, m)? };
+        let grad_norm = if nothing { 0.0 } else { self.grad_norm()? };
         let skipped = nothing || !grad_norm.is_finite();
         self.update(lr, grad_norm, nothing)?;
+        self.seconds = start.elapsed().as_secs_f64();
         let total = |name| metrics.total(name).sum as u64;
         let size = BatchSize {
             samples: total("samples"),
@@ -159,16 +167,40 @@ impl Stepper {
         Ok(Outcome::Done(StepResult { metrics, grad_norm, skipped, size }))
     }
 
-    /// Forward and backward of one micro-batch into the zeroed gradient.
-    fn accumulate<T: Task>(
+    /// Forward of all own micro-batches, and backward of all but the last, which is given back.
+    fn micro_batches<T: Task>(
+        &mut self,
+        task: &T,
+        (epoch, step, own): (u64, u64, Range<usize>),
+        batches: &[<T::Data as Data>::Batch],
+        counts: &[f64],
+        nothing: bool,
+        metrics: &mut Additive,
+    ) -> Result<Option<Last>> {
+        let phase = super::task::Phase::Train;
+        let mut last = None;
+        for (index, batch) in own.clone().zip(batches) {
+            progress::tick()?;
+            let key = BatchKey { phase, epoch, step, micro_batch: index as u32 };
+            let loss = self.forward(task, batch, key, counts, metrics)?;
+            if index + 1 == own.end {
+                last = Some((index, loss));
+            } else if !nothing {
+                self.sum.add(&mut self.flat, index, loss)?;
+            }
+        }
+        Ok(last)
+    }
+
+    /// Forward of one micro-batch; what backward is to start from, if there is anything to learn.
+    fn forward<T: Task>(
         &self,
         task: &T,
         batch: &<T::Data as Data>::Batch,
         key: BatchKey,
         counts: &[f64],
-        nothing: bool,
         metrics: &mut Additive,
-    ) -> Result<()> {
+    ) -> Result<Option<Tensor>> {
         let dropout = Key::new(self.seed, Purpose::Dropout);
         tch::manual_seed(dropout.seed32(key.micro_batch, key.epoch as u32, key.step));
         let device = task.params().device();
@@ -179,66 +211,16 @@ impl Stepper {
         let data = task.data();
         let (own, size) = (data.counts(batch), data.size(batch));
         record(metrics, u64::from(key.micro_batch), &self.terms, &output, &own, size);
-        if nothing {
-            return Ok(());
-        }
         let parts = self.terms.iter().zip(&output.sums).zip(counts);
-        let loss: Option<Tensor> = parts
+        let loss = parts
             .filter(|(_, count)| **count > 0.0)
             .map(|((term, sum), count)| sum * (term.weight / count * self.state.loss_scale))
             .reduce(|a, b| a + b);
-        if let Some(loss) = loss.filter(|loss| loss.requires_grad()) {
-            loss.f_backward().map_err(|e| torch_error("backward", e))?;
-        }
-        Ok(())
+        Ok(loss.filter(Tensor::requires_grad))
     }
 
-    /// Moves the gradient of micro-batch `index` into the fold.
-    fn fold(&mut self, fold: &mut Fold<Tensor>, index: usize) -> Result<()> {
-        let (grad, spare) =
-            (self.flat.grad().shallow_clone(), std::cell::RefCell::new(&mut self.spare));
-        fold.push(
-            index,
-            |into| drop(into.g_add_(&grad)),
-            || {
-                let mut buffer = spare.borrow_mut().pop().unwrap_or_else(|| grad.empty_like());
-                buffer.copy_(&grad);
-                buffer
-            },
-            |left, right| {
-                drop(left.g_add_(&right));
-                spare.borrow_mut().push(right);
-            },
-        );
-        self.flat.zero_grad();
-        Ok(())
-    }
-
-    /// Sums over ranks into the flat gradient and gives its norm.
-    fn reduce(&mut self, comm: &Comm, mut fold: Fold<Tensor>, m: usize) -> Result<f64> {
-        let mut parts: Vec<(Node, Tensor)> = fold.take();
-        if self.flat.grad().device() == tch::Device::Cpu {
-            let result = self.flat.grad_slice().ok_or_else(|| Error::bug("a flat gradient"))?;
-            let slices = parts
-                .iter_mut()
-                .map(|(node, t)| Ok((*node, slice_of(t).ok_or_else(|| Error::bug("a flat sum"))?)))
-                .collect::<Result<Vec<_>>>()?;
-            comm.reduce(self.reduce, m, slices, result)?;
-        } else {
-            // Through host memory, until NCCL takes this arm.
-            let mut host: Vec<(Node, Vec<f32>)> = parts
-                .iter()
-                .map(|(node, t)| {
-                    let values = Vec::try_from(t.to_device(tch::Device::Cpu));
-                    Ok((*node, values.map_err(|e| torch_error("copying gradients", e))?))
-                })
-                .collect::<Result<_>>()?;
-            let mut result = vec![0f32; self.flat.len()];
-            let slices = host.iter_mut().map(|(node, v)| (*node, v.as_mut_slice())).collect();
-            comm.reduce(self.reduce, m, slices, &mut result)?;
-            self.flat.grad().shallow_clone().copy_(&Tensor::from_slice(&result));
-        }
-        self.spare.extend(parts.drain(..).map(|(_, t)| t));
+    /// The norm of the whole gradient, without the loss scale.
+    fn grad_norm(&self) -> Result<f64> {
         Ok(torch::sum_of_squares(self.flat.grad())?.sqrt() / self.state.loss_scale)
     }
 
@@ -327,6 +309,8 @@ fn floats(bytes: &[u8]) -> Vec<f64> {
 /// What ranks agree on before a step.
 struct Header {
     stop: bool,
+    /// Seconds that the last step took on the slowest rank.
+    longest: f64,
     /// For each term its count over the whole step.
     counts: Vec<f64>,
 }
@@ -338,17 +322,18 @@ struct PendingHeader {
 }
 
 impl Header {
-    /// Posts this rank's counts, one list a micro-batch, and its stop flag.
+    /// Posts this rank's counts, one list a micro-batch, its stop flag and its last step's seconds.
     fn start(
         comm: &Comm,
         m: usize,
         terms: &[TermSpec],
+        seconds: f64,
         counts: impl Iterator<Item = Vec<f64>>,
     ) -> Result<PendingHeader> {
         let lengths: Vec<usize> = (0..comm.size())
-            .map(|rank| 8 * (1 + terms.len() * tree::owned(rank, comm.size(), m).len()))
+            .map(|rank| 8 * (2 + terms.len() * tree::owned(rank, comm.size(), m).len()))
             .collect();
-        let mut own = vec![f64::from(u8::from(stop::requested().is_some()))];
+        let mut own = vec![f64::from(u8::from(stop::requested().is_some())), seconds];
         own.extend(counts.flatten());
         let own = own.iter().flat_map(|x| x.to_le_bytes()).collect();
         Ok(PendingHeader {
@@ -363,14 +348,15 @@ impl PendingHeader {
     /// Sums in the order of micro-batches, so that the counts have the same bits everywhere.
     fn finish(self, comm: &Comm) -> Result<Header> {
         let all = comm.finish_gather(self.pending)?;
-        let mut header = Header { stop: false, counts: vec![0.0; self.terms] };
+        let mut header = Header { stop: false, longest: 0.0, counts: vec![0.0; self.terms] };
         let mut rest: &[u8] = &all;
         for length in self.lengths {
             let (own, after) = rest.split_at(length);
             rest = after;
             let numbers = floats(own);
             header.stop |= numbers[0] != 0.0;
-            for (i, count) in numbers[1..].iter().enumerate() {
+            header.longest = header.longest.max(numbers[1]);
+            for (i, count) in numbers[2..].iter().enumerate() {
                 header.counts[i % self.terms] += count;
             }
         }

@@ -69,6 +69,17 @@ def run(command, **options):
     return wall, done.stdout
 
 
+def mpirun(ranks, *options):
+    """The launcher in front of a command for so many ranks, also as root."""
+    root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    return ["mpirun", "-n", str(ranks), *root, *(options or ("--oversubscribe", "--bind-to", "none"))]
+
+
+def pinned(ranks):
+    """The same with each rank on a core of its own, where there are enough cores."""
+    return mpirun(ranks, "--bind-to", "core", "--map-by", "core") if ranks <= os.cpu_count() else mpirun(ranks)
+
+
 def json_line(text, key):
     """The last line of `text` that is a JSON object with `key`."""
     for line in reversed(text.splitlines()):
@@ -165,6 +176,13 @@ def ratio(record, name, value, least, stretch=None):
     goal = f"asked {least}" + (f", stretch {stretch}" if stretch else "")
     print(f"{name:34s} {value:10.3f}    {goal}  {'reached' if value >= least else 'MISSED'}", flush=True)
     record[name] = {"value": value, "asked": least, "stretch": stretch}
+
+
+def at_most(record, name, value, most=None):
+    """The same for a ratio that should be small; without a limit it is for information."""
+    verdict = "for information" if most is None else f"at most {most}  {'reached' if value <= most else 'MISSED'}"
+    print(f"{name:34s} {value:10.3f}    {verdict}", flush=True)
+    record[name] = {"value": value, "at_most": most}
 
 
 def save(record, name):

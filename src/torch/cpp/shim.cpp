@@ -1,5 +1,5 @@
-// What tch lacks and training needs: gradients as views, the fused optimiser step, the norm,
-// deterministic mode, autocast's dtype. See shim.h for the conventions.
+// What tch lacks and training needs: gradients as views and word of when they are final, the fused
+// optimiser step, the norm, deterministic mode, autocast's dtype. See shim.h for the conventions.
 
 #include "shim.h"
 
@@ -9,7 +9,11 @@
 #include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/version.h>
+
+#include <memory>
 
 #include "kernels.h"
 
@@ -33,7 +37,32 @@ namespace {
 
 constexpr int64_t kNormBlock = 4096;
 
+// Who is told during a backward pass; nobody between two.
+struct Listener {
+  void (*callback)(void *context, int64_t slot) = nullptr;
+  void *context = nullptr;
+};
+
+// Stands on a parameter, and outlives neither it nor what it tells.
+struct GradientHook : torch::autograd::PostAccumulateGradHook {
+  GradientHook(std::shared_ptr<Listener> listener, int64_t slot)
+      : listener(std::move(listener)), slot(slot) {}
+
+  void operator()(const at::Tensor &) override {
+    if (listener->callback) listener->callback(listener->context, slot);
+  }
+
+  std::shared_ptr<Listener> listener;
+  int64_t slot;
+};
+
 }  // namespace
+
+// The hooks of one set of parameters.
+struct Hooks {
+  std::shared_ptr<Listener> listener = std::make_shared<Listener>();
+};
+
 }  // namespace trainer
 
 using at::Tensor;
@@ -49,6 +78,29 @@ const char *trainer_torch_version() { return TORCH_VERSION; }
 // Makes `view` the gradient of `parameter`; backward then adds into it in place.
 char *trainer_set_grad(Tensor *parameter, Tensor *view) {
   TRAINER_TRY(parameter->mutable_grad() = *view)
+}
+
+trainer::Hooks *trainer_hooks_new() { return new trainer::Hooks; }
+
+void trainer_hooks_free(trainer::Hooks *hooks) { delete hooks; }
+
+// From now on a backward pass through trainer_backward tells of `parameter` as `slot`.
+char *trainer_hooks_add(trainer::Hooks *hooks, Tensor *parameter, int64_t slot) {
+  TRAINER_TRY(torch::autograd::impl::set_post_acc_grad_hooks(
+      *parameter, std::make_unique<trainer::GradientHook>(hooks->listener, slot)))
+}
+
+// Backward from `loss`. As soon as a parameter's gradient has its last value, `callback` is called
+// with its slot: on this thread where the parameter is on the CPU, on autograd's own thread where
+// it is not. It must not throw.
+char *trainer_backward(trainer::Hooks *hooks, Tensor *loss,
+                       void (*callback)(void *context, int64_t slot), void *context) {
+  struct Told {
+    trainer::Listener &listener;
+    ~Told() { listener = {}; }
+  } told{*hooks->listener};
+  told.listener = {callback, context};
+  TRAINER_TRY(loss->backward())
 }
 
 // One AdamW step (Loshchilov and Hutter, 2019) over a flat segment, in place. The gradient is

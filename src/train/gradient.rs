@@ -1,0 +1,118 @@
+//! The gradient of a step: micro-batches are folded as they come, the last one's backward goes on
+//! together with the sum over ranks.
+//!
+//! `exact`: each micro-batch starts from a zeroed gradient and is folded into the one tree of the
+//! step (`dist::tree`), so the sum has the same bits on any number of ranks; whether it overlaps
+//! with backward, and how it is cut, changes none. `fast`: all add up in the one flat gradient.
+//!
+//! Beside the flat gradient, n micro-batches of a rank take at most floor(log2 (n - 1)) + 1
+//! buffers of its size (twice that where the rank's first micro-batch is an unlucky one), none
+//! for n = 1 and none for `fast`; and what [`Reducer`] says.
+
+use crate::config::{Distributed, Reduce};
+use crate::dist::tree::{Fold, Node};
+use crate::dist::{Comm, Own, Reducer};
+use crate::error::{Error, Result};
+use crate::torch::{Flat, cells_of, torch_error};
+use std::cell::{Cell, RefCell};
+use tch::{Device, Tensor};
+
+/// Sums gradients over micro-batches and ranks.
+pub struct GradientSum {
+    how: Reduce,
+    overlap: bool,
+    reducer: Reducer,
+    fold: Fold<Tensor>,
+    /// Partial sums that are not in use.
+    spare: Vec<Tensor>,
+}
+
+/// This rank's last micro-batch of a step: its number, and the loss to start from (None where
+/// nothing in it is to be learnt).
+pub type Last = (usize, Option<Tensor>);
+
+impl GradientSum {
+    /// For these parameters and ranks.
+    pub fn new(comm: &Comm, flat: &Flat, distributed: &Distributed) -> GradientSum {
+        let how = distributed.reduce;
+        GradientSum {
+            how,
+            overlap: distributed.overlap,
+            reducer: Reducer::new(comm, how, flat.len(), distributed.bucket_mb),
+            fold: Fold::default(),
+            spare: Vec::new(),
+        }
+    }
+
+    /// Backward of micro-batch `index`, which is not this rank's last. The gradient is zero before
+    /// the first one.
+    pub fn add(&mut self, flat: &mut Flat, index: usize, loss: Option<Tensor>) -> Result<()> {
+        if let Some(loss) = loss {
+            flat.backward(&loss, |_| ())?;
+        }
+        if self.how == Reduce::Fast {
+            return Ok(());
+        }
+        let (grad, spare) = (flat.grad(), RefCell::new(&mut self.spare));
+        self.fold.push(
+            index,
+            |into| drop(into.g_add_(grad)),
+            || {
+                let mut buffer = spare.borrow_mut().pop().unwrap_or_else(|| grad.empty_like());
+                buffer.copy_(grad);
+                buffer
+            },
+            |left, right| {
+                drop(left.g_add_(&right));
+                spare.borrow_mut().push(right);
+            },
+        );
+        flat.zero_grad();
+        Ok(())
+    }
+
+    /// Backward of the last micro-batch, if this rank has any, of a step of `m`. Afterwards the
+    /// flat gradient is the sum over all micro-batches, on every rank.
+    pub fn finish(&mut self, flat: &Flat, comm: &Comm, m: usize, last: Option<Last>) -> Result<()> {
+        let (index, mut loss) = last.map_or((None, None), |(i, loss)| (Some(i), loss));
+        let on_cpu = flat.grad().device() == Device::Cpu;
+        if let Some(loss) = loss.take_if(|_| !(self.overlap && on_cpu)) {
+            flat.backward(&loss, |_| ())?;
+        }
+        // The same tensors on the CPU; copies of those that are on a GPU, until NCCL takes them.
+        let home = |tensor: &Tensor| tensor.to_device(Device::Cpu);
+        let parts = self.fold.take();
+        let (gradient, sums) = (home(flat.grad()), parts.iter().map(|p| (p.0, home(&p.1))));
+        let sums: Vec<(Node, Tensor)> = sums.collect();
+        let own = Own {
+            gradient: cells(&gradient)?,
+            last: index,
+            parts: sums.iter().map(|(node, t)| Ok((*node, cells(t)?))).collect::<Result<_>>()?,
+            keep: Box::new((
+                gradient.shallow_clone(),
+                sums.iter().map(|s| s.1.shallow_clone()).collect::<Vec<_>>(),
+            )),
+        };
+        let mut reduction = self.reducer.begin(comm, m, own)?;
+        if let Some(loss) = loss {
+            let mut result = Ok(());
+            flat.backward(&loss, |upto| {
+                if result.is_ok() {
+                    result = reduction.ready(upto);
+                }
+            })?;
+            result?;
+        }
+        reduction.finish()?;
+        if !on_cpu {
+            let mut grad = flat.grad().shallow_clone();
+            grad.f_copy_(&gradient).map_err(|e| torch_error("copying gradients", e))?;
+        }
+        self.spare.extend(parts.into_iter().map(|p| p.1));
+        Ok(())
+    }
+}
+
+fn cells(tensor: &Tensor) -> Result<&[Cell<f32>]> {
+    cells_of(tensor).ok_or_else(|| Error::bug("gradients are dense float32"))
+}
