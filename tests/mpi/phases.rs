@@ -63,6 +63,24 @@ fn a_signal_to_one_rank_is_honoured_in_every_phase() {
     assert_same_run(&scratch.only_run("whole"), &scratch.only_run("stopped"), "phases");
 }
 
+/// A step that takes seconds is given up between two micro-batches, by all ranks.
+#[test]
+fn a_long_step_is_given_up() {
+    let scratch = Scratch::new("long");
+    let changes = ["training.max_steps=4", "training.eval_steps=2"];
+    let whole = scratch.config("whole", &changes);
+    scratch.run(None, &["train", whole.to_str().unwrap()], 0);
+    let config = scratch.config("a", &changes);
+    let args = ["train", config.to_str().unwrap()];
+    let fault = "TRAINER_FAULT=slow=2500@training, step 1#1;usr1@training, step 2#2:rank=1";
+    let ended = launch(&scratch, "2", &[fault], &args);
+    assert_eq!(ended.code, 75, "{}", ended.err);
+    assert!(ended.err.contains("while training, step 2, piece 2"), "{}", ended.err);
+    assert!(ended.err.contains(" after step 1; everything is saved"), "{}", ended.err);
+    scratch.run(Some(2), &args, 0);
+    assert_same_run(&scratch.only_run("whole"), &scratch.only_run("a"), "long");
+}
+
 /// Rank 0 knows the limit; all leave before it, with time to save.
 #[test]
 fn a_time_limit_is_kept() {
