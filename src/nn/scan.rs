@@ -3,19 +3,23 @@
 //!   delta = softplus(dt + dt_bias),  A = -exp(a_log)
 //!   s_t = exp(delta_t A) s_(t-1) + delta_t u_t B_t,  y_t = (<s_t, C_t> + d u_t) silu(z_t)
 //!
-//! The reference spells this out in tensor operations, one token after another. The fused kernel
-//! (`torch/cpp/kernels.cpp`) does the same on the CPU with its own backward. A GPU takes the
-//! reference until there is a kernel for it: it would be a further arm of [`scan`].
+//! The reference spells this out in tensor operations, one token after another. Fused kernels do
+//! the same with their own backward, on the CPU (`torch/cpp/kernels.cpp`) and on a GPU
+//! (`torch/cuda/scan.cu`); so for the convolution before it. Other devices take the references.
 
 use crate::torch::{self, ScanInput};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// `[B, L, D]` from inputs as [`ScanInput`] describes them: the fused kernel where there is one.
 pub fn scan(x: &ScanInput) -> Tensor {
-    if !x.u.device().is_cuda() && x.u.kind() == Kind::Float && x.b.size()[2] <= 64 {
+    if has_kernels(x.u) && x.b.size()[2] <= 64 {
         return torch::selective_scan(x).expect("shapes are the model's own");
     }
     reference(x)
+}
+
+fn has_kernels(x: &Tensor) -> bool {
+    matches!(x.device(), Device::Cpu | Device::Cuda(_)) && x.kind() == Kind::Float
 }
 
 /// The same by its definition.
@@ -43,7 +47,7 @@ pub fn reference(x: &ScanInput) -> Tensor {
 
 /// SiLU of the depthwise causal convolution of x `[B, L, D]`; weight `[D, 1, W]`, bias `[D]`.
 pub fn causal_conv(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
-    if !x.device().is_cuda() && x.kind() == Kind::Float && weight.size()[2] <= 8 {
+    if has_kernels(x) && weight.size()[2] <= 8 {
         return torch::causal_conv(x, weight, bias).expect("shapes are the model's own");
     }
     causal_conv_reference(x, weight, bias)
@@ -63,8 +67,20 @@ pub fn causal_conv_reference(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tens
 mod tests {
     use super::*;
 
+    /// The CPU, or what `TRAINER_TEST_DEVICE` says (`cuda`).
+    fn device() -> Device {
+        match std::env::var("TRAINER_TEST_DEVICE").as_deref() {
+            Ok("cuda") => {
+                torch::cuda::load().unwrap();
+                Device::Cuda(0)
+            }
+            _ => Device::Cpu,
+        }
+    }
+
     fn random(shape: &[i64], scale: f64) -> Tensor {
-        (Tensor::randn(shape, (Kind::Float, tch::Device::Cpu)) * scale).set_requires_grad(true)
+        let x = Tensor::randn(shape, (Kind::Float, Device::Cpu)) * scale;
+        x.to_device(device()).set_requires_grad(true)
     }
 
     /// Largest difference relative to the largest element.
@@ -88,7 +104,7 @@ mod tests {
         ];
         let input =
             |x: &[Tensor; 8]| -> [Tensor; 8] { std::array::from_fn(|i| x[i].shallow_clone()) };
-        let cotangent = Tensor::randn([batch, length, channels], (Kind::Float, tch::Device::Cpu));
+        let cotangent = Tensor::randn([batch, length, channels], (Kind::Float, device()));
         let run = |fused: bool| {
             let x = input(&inputs);
             let [u, dt, dt_bias, a_log, b, c, d, z] = &x;
@@ -125,8 +141,7 @@ mod tests {
             let x = random(&[batch, length, 2 * channels], 1.0);
             let weight = random(&[channels, 1, width], 1.0);
             let bias = random(&[channels], 1.0);
-            let cotangent =
-                Tensor::randn([batch, length, channels], (Kind::Float, tch::Device::Cpu));
+            let cotangent = Tensor::randn([batch, length, channels], (Kind::Float, device()));
             let run = |f: fn(&Tensor, &Tensor, &Tensor) -> Tensor| {
                 let y = f(&x.narrow(2, channels, channels), &weight, &bias);
                 let loss = (&y * &cotangent).sum(Kind::Float);

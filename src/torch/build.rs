@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 fn main() {
     let cpp = "src/torch/cpp";
-    for file in ["kernels.h", "kernels.cpp", "shim.h", "shim.cpp", "functions.cpp"] {
+    for file in ["shapes.h", "kernels.h", "kernels.cpp", "shim.h", "shim.cpp", "functions.cpp"] {
         println!("cargo:rerun-if-changed={cpp}/{file}");
     }
     println!("cargo:rerun-if-changed=src/torch/build.rs");

@@ -1,11 +1,13 @@
 //! What tch lacks: the C++ shim and its kernels, declared and flat parameters, strict safetensors,
 //! deterministic mode.
 //!
+//! - `cuda`: GPUs, found and opened at run time, and our kernels for them
 //! - `shim`: safe Rust over the C functions of `cpp/`
 //! - `params`: parameters in declaration order, their initial values, loading by name
 //! - `flat`: trainable parameters and gradients as one buffer each
 //! - `weights`: reading and writing safetensors, strictly
 
+pub mod cuda;
 mod flat;
 mod params;
 mod shim;
@@ -15,8 +17,8 @@ pub use flat::{ALIGN, Flat, Slot, cells_of, slice_of};
 pub use params::{Init, LoadReport, Params, Path};
 pub use shim::{
     AdamwStep, Autocast, ScanInput, adamw, bias_gelu, causal_conv, keep_freed_memory, kernels_name,
-    packed_attention, parallel_width, permute_rows, selective_scan, set_autocast,
-    set_deterministic, set_grad, sum_of_squares, torch_version,
+    packed_attention, parallel_width, permute_rows, pinned, selective_scan, set_autocast,
+    set_deterministic, set_grad, sum_of_squares, torch_version, upload,
 };
 pub use weights::{Entry, WeightFile, content_hash, refuse_pickle, write_safetensors};
 

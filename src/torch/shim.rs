@@ -4,7 +4,7 @@ use super::torch_error;
 use crate::error::Result;
 use std::ffi::{CStr, c_char, c_void};
 use std::thread::ThreadId;
-use tch::Tensor;
+use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
 /// What is told of a parameter's slot.
@@ -37,7 +37,13 @@ unsafe extern "C" {
         eps: f64,
         grad_divisor: f64,
     ) -> *mut c_char;
-    fn trainer_sum_of_squares(flat: *mut C_tensor, result: *mut f64) -> *mut c_char;
+    fn trainer_sum_of_squares(
+        flat: *mut C_tensor,
+        by_operations: bool,
+        result: *mut f64,
+    ) -> *mut c_char;
+    fn trainer_pin(result: *mut *mut C_tensor, x: *mut C_tensor) -> *mut c_char;
+    fn trainer_peak_bytes(index: i64, result: *mut i64) -> *mut c_char;
     fn trainer_set_deterministic(on: bool) -> *mut c_char;
     fn trainer_set_autocast(cuda: bool, kind: i32) -> *mut c_char;
     fn trainer_parallel_width() -> i64;
@@ -225,10 +231,41 @@ pub fn adamw(
 /// The sum of squares of a flat float32 tensor in float64; the same bits for any number of
 /// threads.
 pub fn sum_of_squares(flat: &Tensor) -> Result<f64> {
+    squares(flat, flat.device() != Device::Cpu)
+}
+
+fn squares(flat: &Tensor, by_operations: bool) -> Result<f64> {
     let mut result = 0.0;
     // SAFETY: the tensor and the result are live for the duration of the call.
-    check("sum_of_squares", unsafe { trainer_sum_of_squares(raw(flat), &mut result) })?;
+    check("sum_of_squares", unsafe {
+        trainer_sum_of_squares(raw(flat), by_operations, &mut result)
+    })?;
     Ok(result)
+}
+
+/// A tensor on the CPU made ready to go to `device`: for a GPU a copy that it can read by itself.
+/// Any thread may do this.
+pub fn pinned(x: Tensor, device: Device) -> Result<Tensor> {
+    if !device.is_cuda() {
+        return Ok(x);
+    }
+    let mut result = std::ptr::null_mut();
+    // SAFETY: the tensor is live for the duration of the call.
+    let message = unsafe { trainer_pin(&mut result, raw(&x)) };
+    taken("pinning memory", result, message)
+}
+
+/// A tensor on `device`; what [`pinned`] prepared goes there while the CPU does other things.
+pub fn upload(x: &Tensor, device: Device) -> Result<Tensor> {
+    x.f_to_device_(device, x.kind(), true, false).map_err(|e| torch_error("uploading", e))
+}
+
+/// The most bytes of tensors that this GPU has held at once; only after `cuda::load`.
+pub(super) fn peak_bytes(gpu: usize) -> Result<u64> {
+    let mut result = 0;
+    // SAFETY: the result is live for the duration of the call.
+    check("peak_bytes", unsafe { trainer_peak_bytes(gpu as i64, &mut result) })?;
+    Ok(result as u64)
 }
 
 /// Refuses operations whose result depends on scheduling.
@@ -249,7 +286,7 @@ pub enum Autocast {
 }
 
 /// Turns autocast on or off for the operations of `device`'s kind that follow on this thread.
-pub fn set_autocast(device: tch::Device, autocast: Autocast) -> Result<()> {
+pub fn set_autocast(device: Device, autocast: Autocast) -> Result<()> {
     let kind = match autocast {
         Autocast::Off => 0,
         Autocast::Bfloat16 => 1,
@@ -266,7 +303,8 @@ fn taken(what: &str, result: *mut C_tensor, message: *mut c_char) -> Result<Tens
     Ok(unsafe { Tensor::from_ptr(result) })
 }
 
-/// Inputs of [`selective_scan`]: B batch, L length, D channels, N states; all float32 on the CPU.
+/// Inputs of [`selective_scan`]: B batch, L length, D channels, N states; all float32,
+/// on the CPU or a GPU.
 pub struct ScanInput<'a> {
     /// `[B, L, D]`
     pub u: &'a Tensor,
@@ -332,7 +370,7 @@ pub fn packed_attention(
     longest: i64,
 ) -> Result<Tensor> {
     let (tokens, _, heads, head_dim) = qkv.size4().map_err(|e| torch_error("attention", e))?;
-    let out = Tensor::empty([tokens, heads * head_dim], (tch::Kind::Float, tch::Device::Cpu));
+    let out = Tensor::empty([tokens, heads * head_dim], (tch::Kind::Float, Device::Cpu));
     // SAFETY: all are live tensors; the shim checks what it relies on.
     check("packed_attention", unsafe {
         trainer_packed_attention(
@@ -361,5 +399,31 @@ pub fn keep_freed_memory() {
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 30);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Kind;
+
+    #[test]
+    fn squares_by_operations_are_the_kernel_s() {
+        tch::manual_seed(3);
+        for n in [0, 1, 64, 4095, 4096, 4097, 3 * 4096 + 64, 4096 * 4096 + 4096 + 7] {
+            let x = Tensor::randn([n], (Kind::Float, Device::Cpu)) * 1e3;
+            let (kernel, operations) = (squares(&x, false).unwrap(), squares(&x, true).unwrap());
+            assert!((kernel - operations).abs() <= 1e-13 * kernel, "{n}: {kernel} {operations}");
+            assert_eq!(operations, squares(&x, true).unwrap());
+        }
+        let x = Tensor::from_slice(&[1.0f32, f32::INFINITY]);
+        assert!(!squares(&x, true).unwrap().is_finite());
+    }
+
+    #[test]
+    fn an_upload_to_the_cpu_is_the_tensor_itself() {
+        let x = Tensor::from_slice(&[1.0f32, 2.0]);
+        let there = upload(&pinned(x.shallow_clone(), Device::Cpu).unwrap(), Device::Cpu).unwrap();
+        assert_eq!(there.data_ptr(), x.data_ptr());
     }
 }

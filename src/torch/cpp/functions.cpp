@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "kernels.h"
@@ -26,9 +27,32 @@ Tensor with_rows(const Tensor &x) {
   return rows ? x : x.contiguous();
 }
 
+// Where a call on a device goes: which device, and its current stream.
+struct Place {
+  const DeviceKernels *kernels;
+  int64_t device = 0;
+  void *stream = nullptr;
+
+  explicit Place(const Tensor &x) : kernels(device_kernels(x.device().is_cpu())) {
+    if (x.device().is_cpu()) return;
+    TORCH_CHECK(kernels, "there are no kernels for ", x.device());
+    device = x.device().index();
+    const c10::impl::VirtualGuardImpl guard(x.device().type());
+    stream = guard.getStream(x.device()).native_handle();
+  }
+};
+
+// Throws what a device's kernel complained of.
+void check(char *message) {
+  if (!message) return;
+  const std::string text = message;
+  std::free(message);
+  TORCH_CHECK(false, text);
+}
+
 struct Scan : torch::autograd::Function<Scan> {
-  static ScanShape shape_of(const Tensor &u, const Tensor &b, const Tensor &z) {
-    return {u.size(0), u.size(1), u.size(2), b.size(2), b.stride(1), z.stride(1), kScanChunk};
+  static ScanShape shape_of(const Tensor &u, const Tensor &b, const Tensor &z, int64_t chunk) {
+    return {u.size(0), u.size(1), u.size(2), b.size(2), b.stride(1), z.stride(1), chunk};
   }
 
   static ScanInput input_of(const variable_list &x) {
@@ -38,29 +62,41 @@ struct Scan : torch::autograd::Function<Scan> {
             x[6].const_data_ptr<float>(), x[7].const_data_ptr<float>()};
   }
 
+  static int64_t chunk_of(const Place &place, int64_t states) {
+    return place.kernels ? device_chunk(states) : kScanChunk;
+  }
+
   static Tensor forward(AutogradContext *context, const Tensor &u, const Tensor &dt,
                         const Tensor &dt_bias, const Tensor &a_log, const Tensor &b,
                         const Tensor &c, const Tensor &d, const Tensor &z) {
-    TORCH_CHECK(u.device().is_cpu() && u.scalar_type() == at::kFloat, "float32 on the CPU wanted");
+    TORCH_CHECK(u.scalar_type() == at::kFloat, "float32 wanted");
     TORCH_CHECK(b.size(2) <= kMostStates, "at most 64 states");
+    const Place place(u);
     const variable_list x = {u.contiguous(), dt.contiguous(), dt_bias.contiguous(),
                              a_log.contiguous(), with_rows(b), with_rows(c).to(b.dtype()),
                              d.contiguous(), with_rows(z)};
+    for (const Tensor &t : x) TORCH_CHECK(t.device() == u.device(), "all on one device");
     TORCH_CHECK(x[4].stride(1) == x[5].stride(1), "B and C must lie alike");
-    const ScanShape shape = shape_of(x[0], x[4], x[7]);
+    const ScanShape shape = shape_of(x[0], x[4], x[7], chunk_of(place, b.size(2)));
     const int64_t blocks = blocks_of(shape.channels, kLanes);
+    const int64_t chunks = blocks_of(shape.length, shape.chunk);
     Tensor y = at::empty_like(x[0]), states;
     float *saved = nullptr;
     if (context) {
-      states = at::empty({shape.batch, blocks_of(shape.length, shape.chunk), blocks, shape.states,
-                          kLanes}, u.options());
+      states = place.kernels
+                   ? at::empty({shape.batch, chunks, shape.states, shape.channels}, u.options())
+                   : at::empty({shape.batch, chunks, blocks, shape.states, kLanes}, u.options());
       saved = states.data_ptr<float>();
     }
     const ScanInput input = input_of(x);
     float *out = y.data_ptr<float>();
-    at::parallel_for(0, shape.batch * blocks, 1, [&](int64_t begin, int64_t end) {
-      kernels().scan_forward(shape, input, out, saved, begin, end);
-    });
+    if (place.kernels) {
+      check(place.kernels->scan_forward(&shape, &input, out, saved, place.device, place.stream));
+    } else {
+      at::parallel_for(0, shape.batch * blocks, 1, [&](int64_t begin, int64_t end) {
+        kernels().scan_forward(shape, input, out, saved, begin, end);
+      });
+    }
     if (context) {
       variable_list keep = x;
       keep.push_back(states);
@@ -72,9 +108,10 @@ struct Scan : torch::autograd::Function<Scan> {
   static variable_list backward(AutogradContext *context, const variable_list &gradients) {
     const variable_list x = context->get_saved_variables();
     const Tensor dy = gradients[0].contiguous();
-    const ScanShape shape = shape_of(x[0], x[4], x[7]);
+    const Place place(x[0]);
+    const ScanShape shape = shape_of(x[0], x[4], x[7], chunk_of(place, x[4].size(2)));
     const auto options = x[0].options();
-    const int64_t groups = blocks_of(shape.channels, kGroup);
+    const int64_t groups = blocks_of(shape.channels, place.kernels ? kDeviceGroup : kGroup);
     Tensor du = at::empty_like(dy), ddt = at::empty_like(dy), dz = at::empty_like(dy);
     Tensor da_log = at::empty({shape.batch, shape.channels, shape.states}, options);
     Tensor dd = at::empty({shape.batch, shape.channels}, options), dbias = at::empty_like(dd);
@@ -87,28 +124,43 @@ struct Scan : torch::autograd::Function<Scan> {
                            dc.data_ptr<float>()};
     const ScanInput input = input_of(x);
     const float *states = x[8].const_data_ptr<float>();
-    at::parallel_for(0, shape.batch * groups, 1, [&](int64_t begin, int64_t end) {
-      kernels().scan_backward(shape, input, states, grad, begin, end);
-    });
+    if (place.kernels) {
+      check(place.kernels->scan_backward(&shape, &input, states, &grad, place.device,
+                                         place.stream));
+    } else {
+      at::parallel_for(0, shape.batch * groups, 1, [&](int64_t begin, int64_t end) {
+        kernels().scan_backward(shape, input, states, grad, begin, end);
+      });
+    }
     return {du, ddt, dbias.sum(0), da_log.sum(0), db.sum(0), dc.sum(0), dd.sum(0), dz};
   }
 };
 
 struct Conv : torch::autograd::Function<Conv> {
+  static ConvShape shape_of(const Tensor &x, const Tensor &weight) {
+    return {x.size(0), x.size(1), x.size(2), weight.size(-1), x.stride(1), kDeviceTile};
+  }
+
   static Tensor forward(AutogradContext *context, const Tensor &x_in, const Tensor &weight_in,
                         const Tensor &bias_in) {
-    TORCH_CHECK(x_in.device().is_cpu() && x_in.scalar_type() == at::kFloat,
-                "float32 on the CPU wanted");
+    TORCH_CHECK(x_in.scalar_type() == at::kFloat, "float32 wanted");
+    const Place place(x_in);
     const Tensor x = with_rows(x_in), weight = weight_in.contiguous(), bias = bias_in.contiguous();
-    const int64_t batch = x.size(0), length = x.size(1), channels = x.size(2);
-    const int64_t width = weight.size(-1);
-    TORCH_CHECK(width <= kMostTaps, "at most 8 taps");
-    Tensor y = at::empty({batch, length, channels}, x.options());
-    at::parallel_for(0, batch * blocks_of(channels, kLanes), 1, [&](int64_t begin, int64_t end) {
-      kernels().conv_forward(x.const_data_ptr<float>(), x.stride(1),
-                             weight.const_data_ptr<float>(), bias.const_data_ptr<float>(),
-                             y.data_ptr<float>(), batch, length, channels, width, begin, end);
-    });
+    TORCH_CHECK(weight.device() == x.device() && bias.device() == x.device(), "all on one device");
+    const ConvShape s = shape_of(x, weight);
+    TORCH_CHECK(s.width <= kMostTaps, "at most 8 taps");
+    Tensor y = at::empty({s.batch, s.length, s.channels}, x.options());
+    const ConvInput in = {x.const_data_ptr<float>(), weight.const_data_ptr<float>(),
+                          bias.const_data_ptr<float>()};
+    float *out = y.data_ptr<float>();
+    if (place.kernels) {
+      check(place.kernels->conv_forward(&s, &in, out, place.device, place.stream));
+    } else {
+      at::parallel_for(0, s.batch * blocks_of(s.channels, kLanes), 1, [&](int64_t a, int64_t z) {
+        kernels().conv_forward(in.x, s.stride_x, in.weight, in.bias, out, s.batch, s.length,
+                               s.channels, s.width, a, z);
+      });
+    }
     if (context) context->save_for_backward({x, weight, bias});
     return y;
   }
@@ -117,17 +169,24 @@ struct Conv : torch::autograd::Function<Conv> {
     const variable_list saved = context->get_saved_variables();
     const Tensor &x = saved[0], &weight = saved[1], &bias = saved[2];
     const Tensor dy = gradients[0].contiguous();
-    const int64_t batch = x.size(0), length = x.size(1), channels = x.size(2);
-    const int64_t width = weight.size(-1);
-    Tensor dx = at::empty_like(dy), dw = at::empty({batch, channels, width}, dy.options());
-    Tensor dbias = at::empty({batch, channels}, dy.options());
-    at::parallel_for(0, batch * blocks_of(channels, kLanes), 1, [&](int64_t begin, int64_t end) {
-      kernels().conv_backward(x.const_data_ptr<float>(), x.stride(1),
-                              weight.const_data_ptr<float>(), bias.const_data_ptr<float>(),
-                              dy.const_data_ptr<float>(), dx.data_ptr<float>(),
-                              dw.data_ptr<float>(), dbias.data_ptr<float>(), batch, length,
-                              channels, width, begin, end);
-    });
+    const Place place(x);
+    const ConvShape s = shape_of(x, weight);
+    // Shares of the weight's gradient that are added below.
+    const int64_t shares = place.kernels ? s.batch * blocks_of(s.length, s.tile) : s.batch;
+    Tensor dx = at::empty_like(dy), dw = at::empty({shares, s.channels, s.width}, dy.options());
+    Tensor dbias = at::empty({shares, s.channels}, dy.options());
+    const ConvInput in = {x.const_data_ptr<float>(), weight.const_data_ptr<float>(),
+                          bias.const_data_ptr<float>()};
+    const ConvGrad grad = {dy.const_data_ptr<float>(), dx.data_ptr<float>(), dw.data_ptr<float>(),
+                           dbias.data_ptr<float>()};
+    if (place.kernels) {
+      check(place.kernels->conv_backward(&s, &in, &grad, place.device, place.stream));
+    } else {
+      at::parallel_for(0, s.batch * blocks_of(s.channels, kLanes), 1, [&](int64_t a, int64_t z) {
+        kernels().conv_backward(in.x, s.stride_x, in.weight, in.bias, grad.dy, grad.dx, grad.dw,
+                                grad.dbias, s.batch, s.length, s.channels, s.width, a, z);
+      });
+    }
     return {dx, dw.sum(0).view_as(weight), dbias.sum(0)};
   }
 };
@@ -146,10 +205,23 @@ struct PermuteRows : torch::autograd::Function<PermuteRows> {
   }
 };
 
+// Tables for GPUs, and for tests one that stands in for them on the CPU, on this thread alone.
+std::atomic<const DeviceKernels *> gpu_kernels{nullptr};
+thread_local const DeviceKernels *cpu_kernels = nullptr;
+
 }  // namespace
+
+const DeviceKernels *device_kernels(bool cpu) { return cpu ? cpu_kernels : gpu_kernels.load(); }
+
 }  // namespace trainer
 
 extern "C" {
+
+// Kernels for tensors on a GPU, or (for tests) for the CPU's on this thread; null: none.
+void trainer_set_device_kernels(const trainer::DeviceKernels *table, bool cpu) {
+  if (cpu) trainer::cpu_kernels = table;
+  else trainer::gpu_kernels = table;
+}
 
 // x[index], where inverse undoes index; x: [rows, width]
 char *trainer_permute_rows(Tensor **result, Tensor *x, Tensor *index, Tensor *inverse) {

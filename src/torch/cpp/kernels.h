@@ -4,40 +4,12 @@
 // ATen: an inline function of a header, compiled with AVX-512 and picked by the linker for
 // everybody, would crash on older machines. shim.cpp picks a table at run time.
 #pragma once
-#include <cstdint>
+#include "shapes.h"
 
 namespace trainer {
 
 // Lanes of one vector of channels or queries.
 constexpr int64_t kLanes = 16;
-
-// Inputs of the selective scan (Gu and Dao, 2023), channel last. Row strides are in elements.
-struct ScanShape {
-  int64_t batch, length, channels, states;
-  int64_t stride_bc;  // from one token's B (or C) to the next token's
-  int64_t stride_z;   // the same for z
-  int64_t chunk;      // tokens between two saved states
-};
-
-struct ScanInput {
-  const float *u;        // [batch, length, channels]
-  const float *dt;       // [batch, length, channels], before bias and softplus
-  const float *dt_bias;  // [channels]
-  const float *a_log;    // [channels, states]; A = -exp(a_log)
-  const float *b;        // [batch, length, states], rows stride_bc apart
-  const float *c;        // as b
-  const float *d;        // [channels], the skip
-  const float *z;        // [batch, length, channels], rows stride_z apart; the gate
-};
-
-struct ScanGrad {
-  const float *dy;            // [batch, length, channels], gradient of the output
-  float *du, *ddt;            // [batch, length, channels]
-  float *dz;                  // [batch, length, channels]
-  float *da_log;              // [batch, channels, states], to be summed over batch
-  float *dd, *ddt_bias;       // [batch, channels], to be summed over batch
-  float *db, *dc;             // [groups, batch, length, states], to be summed over groups
-};
 
 // Channels whose share of dB and dC is folded together; a fixed number, so that the sums do not
 // depend on the number of threads.
@@ -82,6 +54,32 @@ inline int64_t attention_scratch(int64_t longest, int64_t head_dim) {
          + padded * 32           // scores of one block of queries
          + 64;
 }
+
+// The same two operations on another device than the CPU (../cuda/). Each function gives null, or
+// what went wrong, to be freed with free(); work is put on `stream`.
+struct DeviceKernels {
+  // saved: [batch, chunks of shape.chunk tokens, states, channels], or null.
+  char *(*scan_forward)(const ScanShape *, const ScanInput *, float *y, float *saved,
+                        int64_t device, void *stream);
+  // Groups of kDeviceGroup channels.
+  char *(*scan_backward)(const ScanShape *, const ScanInput *, const float *saved,
+                         const ScanGrad *, int64_t device, void *stream);
+  char *(*conv_forward)(const ConvShape *, const ConvInput *, float *y, int64_t device,
+                        void *stream);
+  char *(*conv_backward)(const ConvShape *, const ConvInput *, const ConvGrad *, int64_t device,
+                         void *stream);
+};
+
+constexpr int64_t kDeviceGroup = 32;  // LANES in scan.cu
+constexpr int64_t kDeviceTile = 64;   // tokens of one thread of the convolution
+
+// Tokens between two saved states: a chunk's states of 32 channels fit into 32 KiB.
+constexpr int64_t device_chunk(int64_t states) {
+  return states <= 16 ? 16 : states <= 32 ? 8 : 4;
+}
+
+// What a device's tensors are computed with; null for the CPU's own kernels.
+const DeviceKernels *device_kernels(bool cpu);
 
 const Kernels *kernels_generic();
 #if defined(__x86_64__)

@@ -9,6 +9,7 @@
 #include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/version.h>
@@ -55,6 +56,28 @@ struct GradientHook : torch::autograd::PostAccumulateGradHook {
   std::shared_ptr<Listener> listener;
   int64_t slot;
 };
+// The same blocks as operations of the library, for tensors that are not in this memory; some at a
+// time, for float64 takes twice the room.
+double sum_of_squares_by_operations(const at::Tensor &flat) {
+  constexpr int64_t kPiece = 4096 * kNormBlock;
+  const int64_t n = flat.numel();
+  std::vector<at::Tensor> partial;
+  for (int64_t from = 0; from < n; from += kPiece) {
+    const int64_t length = std::min(kPiece, n - from), whole = length / kNormBlock * kNormBlock;
+    at::Tensor part = flat.narrow(0, from, length).to(at::kDouble);
+    part.mul_(part);
+    if (whole > 0)
+      partial.push_back(part.narrow(0, 0, whole).view({-1, kNormBlock}).sum({1}));
+    if (whole < length)
+      partial.push_back(part.narrow(0, whole, length - whole).sum({0}, /*keepdim=*/true));
+  }
+  if (partial.empty()) return 0;
+  const at::Tensor all = at::cat(partial).cpu();
+  const double *sums = all.const_data_ptr<double>();
+  double sum = 0;
+  for (int64_t i = 0; i < all.numel(); i++) sum += sums[i];
+  return sum;
+}
 
 }  // namespace
 
@@ -120,14 +143,17 @@ char *trainer_adamw(Tensor *parameter, Tensor *gradient, Tensor *exp_avg, Tensor
 }
 
 // Sum of squares in float64: blocks of 4096 elements, folded in order, so that neither threads nor
-// their number change a bit. Non-finite elements make it non-finite.
-char *trainer_sum_of_squares(Tensor *flat, double *result) {
+// their number change a bit. Non-finite elements make it non-finite. `by_operations`: for tensors
+// that are not on the CPU.
+char *trainer_sum_of_squares(Tensor *flat, bool by_operations, double *result) {
   TRAINER_TRY({
-    if (!flat->device().is_cpu()) {
-      *result = flat->to(at::kDouble).square().sum().item<double>();
+    at::NoGradGuard guard;
+    TORCH_CHECK(flat->is_contiguous() && flat->scalar_type() == at::kFloat, "flat float32 wanted");
+    if (by_operations) {
+      *result = trainer::sum_of_squares_by_operations(*flat);
       return nullptr;
     }
-    TORCH_CHECK(flat->is_contiguous() && flat->scalar_type() == at::kFloat, "flat float32 wanted");
+    TORCH_CHECK(flat->device().is_cpu(), "a tensor on the CPU wanted");
     const float *x = flat->const_data_ptr<float>();
     const int64_t n = flat->numel(), blocks = (n + trainer::kNormBlock - 1) / trainer::kNormBlock;
     std::vector<double> partial(blocks);
@@ -147,6 +173,22 @@ char *trainer_sum_of_squares(Tensor *flat, double *result) {
     double sum = 0;
     for (double p : partial) sum += p;
     *result = sum;
+  })
+}
+
+// A copy in memory that a GPU reads by itself, without stopping the CPU.
+char *trainer_pin(Tensor **result, Tensor *x) {
+  TRAINER_TRY(*result = new Tensor(x->pin_memory()))
+}
+
+// The most bytes of tensors that GPU number `index` has held at once; 0 before its first.
+char *trainer_peak_bytes(int64_t index, int64_t *result) {
+  TRAINER_TRY({
+    auto *allocator = c10::getDeviceAllocator(at::kCUDA);
+    constexpr auto kAll = size_t(c10::CachingAllocator::StatType::AGGREGATE);
+    *result = allocator->initialized()
+                  ? allocator->getDeviceStats(index).allocated_bytes[kAll].peak
+                  : 0;
   })
 }
 
