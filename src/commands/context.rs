@@ -46,6 +46,7 @@ impl std::io::Write for Lines {
 
 /// Joins the job that the launcher's environment speaks of.
 pub fn start(level: Level) -> Result<Session> {
+    crate::torch::cuda::settle_environment();
     stop::install();
     crate::torch::keep_freed_memory();
     let launcher = Launcher::from_env(environment())?;

@@ -6,7 +6,7 @@ use crate::files::{free_bytes, host_name, print};
 use crate::recipes::Session;
 use crate::report::console::table;
 use crate::report::step_line::bytes;
-use crate::torch;
+use crate::torch::{self, cuda};
 use std::path::Path;
 
 /// Prints a table on standard output (rank 0), one line a rank below it.
@@ -40,7 +40,6 @@ fn cores() -> usize {
 }
 
 fn facts() -> Vec<(&'static str, String)> {
-    let gpus = tch::Cuda::device_count();
     vec![
         ("trainer", env!("CARGO_PKG_VERSION").to_string()),
         ("MPI", mpi_version()),
@@ -48,11 +47,28 @@ fn facts() -> Vec<(&'static str, String)> {
         ("libtorch", torch::torch_version()),
         ("kernels", torch::kernels_name()),
         ("NCCL", nccl_version()),
-        ("CUDA devices", gpus.to_string()),
+        ("GPUs", gpus()),
         ("cores", cores().to_string()),
         ("threads of a kernel", torch::parallel_width().to_string()),
         ("free space here", free_bytes(Path::new(".")).map_or("unknown".into(), bytes)),
     ]
+}
+
+/// The visible GPUs, or why they cannot be used.
+fn gpus() -> String {
+    let list = match cuda::gpus() {
+        Ok(list) if list.is_empty() => return "none is visible".to_string(),
+        Ok(list) => list,
+        Err(what) => return what.clone(),
+    };
+    let driver = cuda::driver_version().unwrap_or_default();
+    let names: Vec<_> =
+        list.iter().map(|g| format!("{} ({})", g.name, bytes(g.memory as u64))).collect();
+    let usable = match cuda::load() {
+        Ok(()) => String::new(),
+        Err(error) => format!("; {}", error.to_string().replace("\n  hint: ", "; ")),
+    };
+    format!("{}, driver for CUDA {driver}{usable}", names.join(", "))
 }
 
 fn hdf5_version() -> String {

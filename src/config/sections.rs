@@ -420,6 +420,8 @@ pub struct Distributed {
     pub threads_per_rank: Option<usize>,
     /// Allows more ranks than micro-batches in a step.
     pub allow_idle_ranks: bool,
+    /// Allows several ranks on one GPU; slower, and without NCCL.
+    pub share_gpus: bool,
     /// Seconds without a sign of life after which a rank ends the job (exit code 76); null: never.
     pub heartbeat_timeout: Option<usize>,
     /// Seconds without a piece of work done by a rank that gives signs of life; null: never.
@@ -435,6 +437,7 @@ impl Default for Distributed {
             bucket_mb: None,
             threads_per_rank: None,
             allow_idle_ranks: false,
+            share_gpus: false,
             heartbeat_timeout: Some(20),
             progress_timeout: Some(600),
         }

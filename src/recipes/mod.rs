@@ -3,6 +3,7 @@
 //! A recipe owns its sections of the configuration, its samples, its model and its artefacts; it
 //! takes readers, plans, the loop, caches and checkpoints from the rooms below.
 
+mod devices;
 pub mod ptm_mamba;
 mod session;
 

@@ -1,11 +1,13 @@
 //! What every recipe gets: the world, the console, and how this process computes.
 
+use super::devices::{Claim, Place, choose, judge};
 use crate::config::{Device, Distributed, Precision, difference};
 use crate::dist::{Limits, World};
 use crate::error::{Error, Kind, Result};
+use crate::files::host_name;
 use crate::progress;
 use crate::report::console::Console;
-use crate::torch;
+use crate::torch::{self, cuda};
 use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +28,8 @@ pub struct Compute {
     pub device: tch::Device,
     /// Threads of each rank.
     pub threads: usize,
+    /// Whether some ranks share a GPU (`distributed.share_gpus`); NCCL is not possible then.
+    pub shares_gpus: bool,
 }
 
 impl Session {
@@ -38,7 +42,7 @@ impl Session {
         distributed: &Distributed,
         stored_threads: Option<usize>,
     ) -> Result<Compute> {
-        let device = choose_device(device, self.world.local_rank)?;
+        let (device, shares_gpus) = self.choose_device(device, distributed.share_gpus)?;
         if precision == Precision::Fp16 && device == tch::Device::Cpu {
             return Err(Error::usage("fp16 needs a GPU")
                 .at("training.precision")
@@ -66,8 +70,69 @@ impl Session {
         tch::set_num_threads(threads as i32);
         torch::set_deterministic(true)?;
         self.agree(device, threads)?;
-        progress::set_device(platform(device));
-        Ok(Compute { device, threads })
+        Ok(Compute { device, threads, shares_gpus })
+    }
+
+    /// This rank's device, and whether ranks share GPUs. Compares all ranks.
+    fn choose_device(&self, wanted: Device, share: bool) -> Result<(tch::Device, bool)> {
+        if wanted == Device::Mps && !tch::utils::has_mps() {
+            return Err(Error::launch("this libtorch has no MPS device")
+                .at("run.device")
+                .hint("use auto or cpu"));
+        }
+        let gpus = if matches!(wanted, Device::Cpu | Device::Mps) {
+            &[]
+        } else {
+            self.usable_gpus(wanted == Device::Auto)?
+        };
+        let place = choose(wanted, gpus.len(), self.world.local_rank)?;
+        let gpu = match place {
+            Place::Gpu(i) => Some(gpus[i].uuid.clone()),
+            Place::Cpu => None,
+        };
+        progress::set_device(match (&gpu, place) {
+            (Some(uuid), Place::Gpu(i)) => format!("cuda:{i} {uuid}"),
+            _ => platform(tch::Device::Cpu),
+        });
+        let own = Claim { host: host_name(), gpu, visible: gpus.len() };
+        let own = serde_json::to_vec(&own)
+            .map_err(|e| Error::bug(format!("a claim cannot be sent: {e}")))?;
+        let claims = self.world.comm.all_gather(own)?;
+        let claims = claims
+            .iter()
+            .map(|bytes| serde_json::from_slice(bytes))
+            .collect::<std::result::Result<Vec<Claim>, _>>()
+            .map_err(|e| Error::bug(format!("a claim cannot be read: {e}")))?;
+        let shares = judge(&claims, share)?;
+        if shares {
+            self.console.warn("ranks share GPUs, as distributed.share_gpus allows: no NCCL");
+        }
+        let device = match place {
+            Place::Gpu(i) => tch::Device::Cuda(i),
+            Place::Cpu if wanted == Device::Mps => tch::Device::Mps,
+            Place::Cpu if wanted == Device::Auto && tch::utils::has_mps() => tch::Device::Mps,
+            Place::Cpu => tch::Device::Cpu,
+        };
+        Ok((device, shares))
+    }
+
+    /// The GPUs that libtorch can compute on, with its CUDA half opened if there is one. Where
+    /// something is wrong `auto` says so and gives none.
+    fn usable_gpus(&self, auto: bool) -> Result<&'static [cuda::Gpu]> {
+        let visible = match cuda::gpus() {
+            Ok(list) if list.is_empty() => return Ok(&[]),
+            Ok(list) => cuda::load().map(|()| list.as_slice()),
+            Err(what) => Err(Error::launch(format!("a GPU seems to be here, but {what}"))
+                .hint("look at `nvidia-smi`; a container must be started with its GPUs")),
+        };
+        match visible {
+            Err(error) if auto => {
+                let why = error.to_string().replace("\n  hint: ", "; ");
+                self.console.warn(&format!("computing on the CPU: {why}"));
+                Ok(&[])
+            }
+            other => other.map_err(|e| e.at("run.device")),
+        }
     }
 
     /// Does work with signs of life in `heartbeats` and the watchdog on; all ranks call it together.
@@ -138,30 +203,12 @@ fn cores() -> usize {
 pub fn platform(device: tch::Device) -> String {
     let device = match device {
         tch::Device::Cpu => format!("cpu {}", torch::kernels_name()),
+        // The model, not the number: ranks have different numbers.
+        tch::Device::Cuda(i) => match cuda::gpus().as_ref().ok().and_then(|gpus| gpus.get(i)) {
+            Some(gpu) => format!("cuda {}", gpu.name),
+            None => "cuda".to_string(),
+        },
         other => format!("{other:?}").to_lowercase(),
     };
     format!("{device}, libtorch {}", torch::torch_version())
-}
-
-fn choose_device(wanted: Device, local_rank: usize) -> Result<tch::Device> {
-    let gpus = tch::Cuda::device_count().max(0) as usize;
-    let refuse = |what: &str, hint: &str| Err(Error::launch(what).at("run.device").hint(hint));
-    match wanted {
-        Device::Cpu => Ok(tch::Device::Cpu),
-        Device::Cuda(_) if gpus == 0 => refuse(
-            "there is no CUDA device that libtorch can use",
-            "run on a node with a GPU, install with `bash jobs/setup.sh --cuda`, or use cpu",
-        ),
-        Device::Cuda(Some(i)) if i >= gpus => refuse(
-            &format!("there are {gpus} visible CUDA devices, numbered from 0; not number {i}"),
-            "choose a smaller number, or cuda alone for one by local rank",
-        ),
-        Device::Cuda(Some(i)) => Ok(tch::Device::Cuda(i)),
-        Device::Cuda(None) => Ok(tch::Device::Cuda(local_rank % gpus)),
-        Device::Mps if tch::utils::has_mps() => Ok(tch::Device::Mps),
-        Device::Mps => refuse("this libtorch has no MPS device", "use cpu"),
-        Device::Auto if gpus > 0 => Ok(tch::Device::Cuda(local_rank % gpus)),
-        Device::Auto if tch::utils::has_mps() => Ok(tch::Device::Mps),
-        Device::Auto => Ok(tch::Device::Cpu),
-    }
 }

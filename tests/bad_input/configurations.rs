@@ -186,7 +186,7 @@ fn configurations() {
         ),
         set("workers beyond reason", "training.num_workers=1000000", 2, "training.num_workers"),
     ];
-    let mut gpu = set("no GPU", "run.device=cuda", 4, "run.device | no CUDA device | cpu");
+    let mut gpu = set("no GPU", "run.device=cuda", 4, "run.device | no GPU is visible | cpu");
     gpu.env = vec![("CUDA_VISIBLE_DEVICES", "")];
     table.push(gpu);
     check(&base, &table);
