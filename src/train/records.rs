@@ -11,6 +11,7 @@ use crate::report::jsonl::{self, Jsonl};
 use crate::report::metrics_json::MetricsJson;
 use crate::report::step_line::{StepReport, TimeLeft, count, figure, resident_bytes};
 use crate::report::tensorboard::TensorBoard;
+use crate::torch::cuda;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::sync::Arc;
@@ -143,7 +144,7 @@ impl Records {
             padded_tokens: result.size.padded,
             seconds: timing.seconds,
             waiting_seconds: timing.waiting,
-            memory_bytes: resident_bytes(),
+            memory_bytes: cuda::peak_bytes().or_else(resident_bytes),
             skipped,
             seconds_left: self.time_left.left(at.total - at.step),
             figures,

@@ -297,6 +297,7 @@ impl Setup {
             ptm_mask_prob: sections.masking.ptm_mask_prob,
             embeddings,
             seed: sections.run.seed,
+            device: compute.device,
         };
         Ok(Setup {
             data: Arc::new(data),

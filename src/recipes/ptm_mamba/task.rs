@@ -12,7 +12,7 @@ use crate::data::ptm_vocab::{MASK, PAD, is_ptm, is_special};
 use crate::error::Result;
 use crate::models::ptm_mamba::PtmMamba;
 use crate::rng::{Key, Purpose};
-use crate::torch::Params;
+use crate::torch::{Params, pinned, upload};
 use crate::train::task::{BatchKey, BatchSize, Data, Output, Part, Phase, Task, TermSpec};
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
@@ -27,6 +27,8 @@ pub struct PtmData {
     pub ptm_mask_prob: f64,
     pub embeddings: Embeddings,
     pub seed: u64,
+    /// Where batches will go.
+    pub device: Device,
 }
 
 /// A collated micro-batch: B samples, padded to L.
@@ -120,13 +122,14 @@ impl Data for PtmData {
         };
         let tokens = rows.iter().map(|s| s.tokens.len() as u64).sum();
         let shape = [rows.len() as i64, width as i64];
+        let ready = |t: Tensor| pinned(t, self.device);
         Ok(PtmBatch {
-            ids: Tensor::from_slice(&ids).view(shape),
-            positions: Tensor::from_slice(&positions),
-            targets: Tensor::from_slice(&targets),
+            ids: ready(Tensor::from_slice(&ids).view(shape))?,
+            positions: ready(Tensor::from_slice(&positions))?,
+            targets: ready(Tensor::from_slice(&targets))?,
             ptm,
             lengths: rows.iter().map(|s| s.tokens.len() as i64).collect(),
-            esm,
+            esm: esm.map(ready).transpose()?,
             esm_ids,
             size: BatchSize {
                 samples: rows.len() as u64,
@@ -178,16 +181,17 @@ impl Task for PtmTask {
     fn forward(&self, batch: &PtmBatch, _key: BatchKey) -> Result<Output> {
         let device = self.params.device();
         let esm = match (&batch.esm, &self.online) {
-            (Some(esm), _) => Some(esm.to_device(device)),
+            (Some(esm), _) => Some(upload(esm, device)?),
             (None, Some(online)) => Some(online.embed(&batch.esm_ids, batch.ids.size()[1])?),
             (None, None) => None,
         };
-        let hidden = self.model.forward(&batch.ids.to_device(device), esm.as_ref(), &batch.lengths);
+        let ids = upload(&batch.ids, device)?;
+        let hidden = self.model.forward(&ids, esm.as_ref(), &batch.lengths);
         let hidden = hidden.reshape([-1, hidden.size()[2]]);
         // Only what is predicted needs logits.
-        let hidden = hidden.index_select(0, &batch.positions.to_device(device));
+        let hidden = hidden.index_select(0, &upload(&batch.positions, device)?);
         let logits = self.model.logits(&hidden).to_kind(Kind::Float);
-        let targets = batch.targets.to_device(device);
+        let targets = upload(&batch.targets, device)?;
         let sum =
             logits.cross_entropy_loss(&targets, None::<&Tensor>, tch::Reduction::Sum, -100, 0.0);
         let right = logits.argmax(1, false).eq_tensor(&targets).to_device(Device::Cpu);
