@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Puts everything in place that `trainer` needs and builds it. Run it as often as you like: what is there already is kept.
 #
-#   bash jobs/setup.sh [--no-root] [--cuda] [--no-build]
+#   bash jobs/setup.sh [--no-root] [--cuda] [--no-build] [--slurm-tests]
 #
 #   --no-root    install no system packages; build against the MPI whose mpicc is on PATH (clusters: load its module first)
 #   --cuda       libtorch with all CUDA libraries (4.8 GB instead of 1.5); the default where an NVIDIA driver is seen
 #   --no-build   stop before `cargo build`
+#   --slurm-tests   also what tests/slurm and the MPICH stage of tests/run.sh need: a Slurm that they start and stop themselves, and
+#                MPICH beside Open MPI. On Debian, as root; nobody else needs it
 #   -h, --help   this text
 #
 # Read from the environment:
@@ -29,7 +31,7 @@ CPU_WHEELS="torch==$TORCH nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.8
 RUST=1.90
 CMAKE_WHEEL='cmake>=3.26'
 
-system=$(uname -s) root_allowed=yes cuda=auto build=yes
+system=$(uname -s) root_allowed=yes cuda=auto build=yes slurm_tests=no
 
 say() { printf '==> %s\n' "$*"; }
 die() {
@@ -54,8 +56,9 @@ arguments() {
             --no-root) root_allowed=no ;;
             --cuda) cuda=yes ;;
             --no-build) build=no ;;
+            --slurm-tests) slurm_tests=yes ;;
             -h | --help) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; exit 0 ;;
-            *) printf 'setup: unknown option %s (known: --no-root --cuda --no-build --help)\n' "$1" >&2; exit 2 ;;
+            *) printf 'setup: unknown option %s (known: --no-root --cuda --no-build --slurm-tests --help)\n' "$1" >&2; exit 2 ;;
         esac
         shift
     done
@@ -88,11 +91,38 @@ debian_packages() {
         have sudo && { sudo -n true 2>/dev/null || [ -t 0 ]; } || return 0
         as_root=sudo
     fi
-    say "Debian packages: $missing"
-    # shellcheck disable=SC2086  # lists of words
-    $as_root apt-get update -qq &&
-        $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing ||
+    apt_install "$missing" ||
         die "apt-get could not install: $missing" "Install them by hand, or use --no-root with an MPI of your own."
+}
+
+apt_install() {
+    say "Debian packages: $1"
+    # shellcheck disable=SC2086  # lists of words
+    ${as_root:-} apt-get update -qq &&
+        ${as_root:-} env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $1
+}
+
+# Slurm and a second MPI, for tests. The daemons are for the tests to start, not for the machine: a policy of "do not start" stands
+# while they are installed. mpicc and mpirun stay what they were, whatever the alternatives system makes of the newcomer.
+slurm_packages() {
+    local package missing='' name policy=/usr/sbin/policy-rc.d
+    local -A was=()
+    { on_debian && [ "$(id -u)" -eq 0 ] && [ $root_allowed = yes ]; } || die "--slurm-tests installs packages: it needs Debian and root"
+    for package in slurmctld slurmd slurm-client munge mpich libmpich-dev iproute2; do
+        installed "$package" || missing="$missing$package "
+    done
+    [ -n "$missing" ] || return 0
+    for name in mpicc mpirun; do was[$name]=$(readlink -f "$(command -v $name)"); done
+    if [ ! -e $policy ]; then
+        # shellcheck disable=SC2064  # the name as it is now
+        trap "rm -f $policy" EXIT
+        printf '#!/bin/sh\nexit 101\n' >$policy
+        chmod 755 $policy
+    fi
+    apt_install "$missing" || die "apt-get could not install: $missing"
+    # The alternative behind mpicc is called mpi.
+    [ "$(readlink -f "$(command -v mpicc)")" = "${was[mpicc]}" ] || update-alternatives --set mpi /usr/bin/mpicc.openmpi
+    [ "$(readlink -f "$(command -v mpirun)")" = "${was[mpirun]}" ] || update-alternatives --set mpirun /usr/bin/mpirun.openmpi
 }
 
 have_mpi() { [ -n "${MPI_PKG_CONFIG:-}${CRAY_MPICH_DIR:-}" ] || have "${MPICC:-mpicc}"; }
@@ -338,6 +368,7 @@ main() {
     esac
     if [ $root_allowed = yes ] && on_debian; then debian_packages; fi
     check_tools
+    if [ $slurm_tests = yes ]; then slurm_packages; fi
     make_venv
     libtorch
     nccl
