@@ -26,7 +26,7 @@ submit() {
     local file=$1 options=$2 id
     shift 2
     # shellcheck disable=SC2086  # a list of words
-    id=$(sbatch --parsable $options "$jobs/$file" "$@")
+    id=$(sbatch --parsable $options "$jobs/$file" "$@") || return
     echo "${id%%;*}"
 }
 
@@ -36,5 +36,6 @@ else
     embed=$(submit embed.sbatch "${EMBED_OPTIONS:-}" "$@")
 fi
 echo "embed: $embed"
-train=$(submit "${TRAIN:-train.sbatch}" "${TRAIN_OPTIONS:-} --dependency=afterok:$embed --kill-on-invalid-dep=yes" "$@")
+train=$(submit "${TRAIN:-train.sbatch}" "${TRAIN_OPTIONS:-} --dependency=afterok:$embed --kill-on-invalid-dep=yes" "$@") ||
+    { echo "pipeline.sh: no training was submitted; the embeddings of job $embed go on" >&2; exit 4; }
 echo "train: $train"

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Sets everything up and passes the tests, from a clean clone too. Ends with the first stage that fails, and with its exit code.
 #
-#   bash tests/run.sh [STAGE]      STAGE: scripts, fmt, setup, clippy or test; default: all, in this order
+#   bash tests/run.sh [STAGE]      STAGE: scripts, fmt, setup, clippy, mpich or test; default: all, in this order
+#                                  slurm: of the tests, those on a Slurm alone
 #
+# On Debian as root, set-up installs a Slurm and MPICH for the tests, and they must run. Elsewhere they are left out, loudly.
 # Everything is built in the release profile, clippy included: it then shares the slow build scripts (HDF5, libtorch's bindings)
 # with the build and the tests, and each is run once. What is cheap stands first.
 set -euo pipefail
@@ -13,6 +15,15 @@ command -v cargo >/dev/null || PATH=$HOME/.cargo/bin:$PATH
 given_libtorch=${LIBTORCH:-}
 unset LIBTORCH LIBTORCH_USE_PYTORCH LIBTORCH_LIB LIBTORCH_INCLUDE CMAKE
 
+# Whether a private Slurm and a second MPI can be had here.
+on_debian_as_root() { [ "$(id -u)" -eq 0 ] && grep -qsE '^ID(_LIKE)?=.*debian' /etc/os-release; }
+if on_debian_as_root; then export TRAINER_REQUIRE_SLURM=1; fi
+
+banner() {
+    printf '%s\n' "################################################################################" "# $1" \
+        "################################################################################"
+}
+
 real_data() {
     if [ -z "${TRAINER_DATA:-}" ] && [ -d ../shared/data ]; then
         TRAINER_DATA=$(cd ../shared/data && pwd)
@@ -21,10 +32,8 @@ real_data() {
     if [ -n "${TRAINER_DATA:-}" ]; then
         echo "real data: $TRAINER_DATA"
     else
-        echo "################################################################################"
-        echo "# NO REAL DATA: TRAINER_DATA is not set and ../shared/data is not there.       #"
-        echo "# The tests on real proteins are NOT run; the others use synthetic data.       #"
-        echo "################################################################################"
+        banner "NO REAL DATA: TRAINER_DATA is not set and ../shared/data is not there.
+# The tests on real proteins are NOT run; the others use synthetic data."
     fi
 }
 
@@ -55,24 +64,35 @@ stage() {
         scripts) timed scripts bash -c 'for script; do [ ! -e "$script" ] || bash -n "$script" || exit 1; done' bash \
             jobs/*.sh jobs/*.sbatch tests/*.sh tests/*/*.sh .ci/run ;;
         fmt) timed fmt cargo fmt --check ;;
-        setup) timed setup env ${given_libtorch:+"LIBTORCH=$given_libtorch"} bash jobs/setup.sh ;;
+        setup)
+            timed setup env ${given_libtorch:+"LIBTORCH=$given_libtorch"} bash jobs/setup.sh \
+                $(! on_debian_as_root || echo --slurm-tests)
+            ;;
         clippy) timed clippy cargo clippy --release --locked --all-targets -- -D warnings ;;
-        # Unit, golden, command-line and MPI tests are all Rust tests.
+        mpich)
+            if [ -n "${TRAINER_REQUIRE_SLURM:-}" ] || command -v mpicc.mpich >/dev/null; then
+                timed mpich bash tests/mpich.sh
+            else
+                banner "NO MPICH (mpicc.mpich): the tests with a second MPI are NOT run."
+            fi
+            ;;
+        slurm) timed slurm cargo test --release --locked --test slurm ;;
+        # Unit, golden, command-line, MPI and Slurm tests are all Rust tests.
         test) timed test cargo test --release --locked ;;
     esac
 }
 
 case ${1:-all} in
-    scripts | fmt | setup | clippy) stage "$1" ;;
+    scripts | fmt | setup | clippy | mpich | slurm) stage "$1" ;;
     test)
         real_data
         stage test
         ;;
     all)
         real_data
-        for name in scripts fmt setup clippy test; do stage $name; done
+        for name in scripts fmt setup clippy mpich test; do stage $name; done
         echo "=== all passed in $SECONDS s"
         ;;
     -h | --help) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}" ;;
-    *) echo "run.sh: unknown stage $1 (known: scripts fmt setup clippy test)" >&2; exit 2 ;;
+    *) echo "run.sh: unknown stage $1 (known: scripts fmt setup clippy mpich slurm test)" >&2; exit 2 ;;
 esac

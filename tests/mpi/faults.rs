@@ -1,7 +1,9 @@
 //! An error on one rank ends all of them, within seconds, and says where it was; ranks that would
 //! not compute the same are refused at the start.
 
-use crate::harness::{Ended, MPIRUN, Scratch, TRAINER, entries, is_alive, last_step, signal};
+use crate::harness::{
+    Ended, Scratch, TRAINER, entries, is_alive, is_open_mpi, last_step, mpirun, signal,
+};
 use std::time::{Duration, Instant};
 
 fn host() -> String {
@@ -11,9 +13,9 @@ fn host() -> String {
 
 /// Two ranks; `second` stands in front of the second one's program.
 fn mixed(scratch: &Scratch, second: &[&str], args: &[&str], second_args: &[&str]) -> Ended {
-    let mca = ["--mca", "btl", "self,tcp"];
+    let mca: &[&str] = if is_open_mpi() { &["--mca", "btl", "self,tcp"] } else { &[] };
     let first = [&["-n", "1", TRAINER], args, &[":", "-n", "1"]].concat();
-    let line = [&MPIRUN[..], &mca, &first, second, &[TRAINER], second_args].concat();
+    let line = [mpirun(), mca, &first, second, &[TRAINER], second_args].concat();
     let ended = scratch.start(&line, &[]).wait();
     assert!(ended.seconds < 20.0, "{} s\n{}", ended.seconds, ended.err);
     ended
@@ -42,7 +44,7 @@ fn ranks_that_differ_are_refused() {
         std::fs::rename(own, scratch.path(&format!("{dir}-cwd/c.yaml"))).unwrap();
     }
     let line = ["-n", "1", "-wdir", "one-cwd", TRAINER, "train", "c.yaml", ":", "-n", "1", "-wdir"];
-    let line = [&MPIRUN[..], &line, &["two-cwd", TRAINER, "train", "c.yaml"]].concat();
+    let line = [mpirun(), &line, &["two-cwd", TRAINER, "train", "c.yaml"]].concat();
     let ended = scratch.start(&line, &[]).wait();
     assert_eq!(ended.code, 4, "{}", ended.err);
     assert!(ended.err.contains("training.lr"), "{}", ended.err);
@@ -59,7 +61,7 @@ fn another_build_is_refused() {
     std::fs::set_permissions(&copy, std::fs::metadata(TRAINER).unwrap().permissions()).unwrap();
     let args = ["train", config.to_str().unwrap()];
     let line = [&["-n", "1", TRAINER], &args[..], &[":", "-n", "1", copy.to_str().unwrap()], &args];
-    let ended = scratch.start(&[&MPIRUN[..], &line.concat()].concat(), &[]).wait();
+    let ended = scratch.start(&[mpirun(), &line.concat()].concat(), &[]).wait();
     assert_eq!(ended.code, 4, "{}", ended.err);
     assert!(ended.err.contains("another build"), "{}", ended.err);
 }

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 pub const TRAINER: &str = env!("CARGO_BIN_EXE_trainer");
 
 /// No launch takes longer; `timeout` ends it then, and the test with it.
-const LIMIT: &str = "60";
+const LIMIT: &str = "120";
 
 /// A small generator (SplitMix64), seeded from the environment or the clock; the seed is printed.
 pub struct Dice(u64);
@@ -78,13 +79,13 @@ impl Scratch {
         path
     }
 
-    /// The program under `mpirun -n RANKS`, or alone.
+    /// The program on this many ranks, or alone.
     pub fn launch(&self, ranks: Option<usize>, args: &[&str]) -> Job {
         match ranks {
             None => self.start(&[TRAINER], args),
             Some(n) => {
                 let n = n.to_string();
-                self.start(&[&MPIRUN[..], &["-n", &n, TRAINER]].concat(), args)
+                self.start(&[mpirun(), &["-n", &n, TRAINER]].concat(), args)
             }
         }
     }
@@ -136,7 +137,19 @@ impl Drop for Scratch {
     }
 }
 
-pub const MPIRUN: [&str; 4] = ["mpirun", "--oversubscribe", "--bind-to", "none"];
+/// What starts ranks: `mpirun` of Open MPI, or the command in TRAINER_MPIEXEC (another MPI's).
+pub fn mpirun() -> &'static [&'static str] {
+    static OTHER: OnceLock<Vec<&'static str>> = OnceLock::new();
+    OTHER.get_or_init(|| match std::env::var("TRAINER_MPIEXEC") {
+        Ok(own) => own.leak().split(' ').collect(),
+        Err(_) => vec!["mpirun", "--oversubscribe", "--bind-to", "none"],
+    })
+}
+
+/// Whether that is Open MPI's.
+pub fn is_open_mpi() -> bool {
+    mpirun()[0] == "mpirun"
+}
 
 const COMMON: &str = "
 run.name=t

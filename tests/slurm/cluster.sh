@@ -16,9 +16,13 @@ case $dir in /*) ;; *) dir=$PWD/$dir ;; esac
 [ ${#dir} -le 60 ] || die "$dir is too long for the paths of sockets"
 [ ! -e "$dir" ] || die "$dir is there already"
 [ "$(id -u)" -eq 0 ] || die "only root can start daemons that start tasks"
-# Slurm finds no address to bind to where 127.0.0.1 is the only one; any other will do.
-if ! ip -o addr show | grep -vqE ' inet 127\.| inet6 (::1|fe80)'; then
-    ip addr add 10.255.255.254/32 dev lo || die "the machine has no address but 127.0.0.1, and none can be added"
+# Slurm finds no address to bind to, and mpirun none to talk by, where 127.0.0.1 is the only one. Any other will do.
+lonely=10.255.255.254/32
+addresses=$(ip -o addr show | grep -vE ' inet 127\.| inet6 (::1|fe80)' || true)
+if [ -z "$addresses" ]; then
+    ip addr add $lonely dev lo || die "the machine has no address but 127.0.0.1, and none can be added"
+else
+    lonely=''
 fi
 
 # What munge reads must be in directories that nobody else may write to, yet everyone may search.
@@ -84,7 +88,7 @@ SlurmdTimeout=5
 MessageTimeout=10
 TCPTimeout=5
 BatchStartTimeout=20
-KillWait=5
+KillWait=30
 InactiveLimit=0
 MinJobAge=600
 ReturnToService=2
@@ -100,6 +104,7 @@ PartitionName=high Nodes=ALL DefaultTime=10 PriorityTier=10 PreemptMode=OFF
 CONF
     printf 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n' >"$dir/cgroup.conf"
     printf '#!/bin/sh\necho export OMPI_MCA_btl=self,tcp\necho export OMPI_MCA_btl_tcp_if_include=lo\n' >"$dir/prolog"
+    [ -z "$lonely" ] || echo 'echo export OMPI_MCA_oob_tcp_if_include=lo' >>"$dir/prolog"
     chmod 755 "$dir/prolog"
     (umask 077; head -c 128 /dev/urandom >"$dir/munge/key")
     chmod 711 "$dir/munge"
@@ -113,10 +118,12 @@ spawn() {
     setsid "$@" </dev/null >"$dir/log/$name.out" 2>&1 &
     daemon[$name]=$!
 }
-# CLUSTER_NODE marks the slurmstepds of a node: they inherit it, and are nobody's children.
+# Each node has its own name for the same file: slurmd hands it on in SLURM_CONF, and that tells its slurmstepds, which are nobody's
+# children, from others. (Their environment's beginning is overwritten by their title.)
 node() {
     mkdir -p "$dir/spool-$1" "$dir/tmp-$1"
-    CLUSTER_NODE=$dir/$1 spawn "$1" slurmd -D -N "$1" -f "$dir/slurm.conf"
+    ln -sf slurm.conf "$dir/$1.conf"
+    spawn "$1" slurmd -D -N "$1" -f "$dir/$1.conf"
 }
 within() { # within SECONDS COMMAND…: repeats it until it succeeds
     local end=$((SECONDS + $1))
@@ -134,15 +141,15 @@ tree() {
     for pid; do
         echo "$pid"
         # shellcheck disable=SC2046
-        tree $(cat "/proc/$pid/task/"*/children 2>/dev/null)
+        tree $(cat "/proc/$pid/task/"*/children 2>/dev/null || true)
     done
 }
-# end_steps PLACE: ends the slurmstepds of a node (DIR/n2) or of all (DIR/), with their tasks.
+# end_steps FILE: ends the slurmstepds of a node (n2.conf) or of all (.*) with their tasks, and every srun that outlived its job.
 end_steps() {
-    local at pids=()
+    local at name pids=()
     for at in /proc/[0-9]*; do
         # Processes that end meanwhile are none of ours.
-        { [ "$(cat "$at/comm")" = slurmstepd ] && tr '\0' '\n' <"$at/environ" | grep -q "^CLUSTER_NODE=$1"; } 2>/dev/null || continue
+        { read -r name <"$at/comm" && [[ $name = slurmstepd || $name = srun ]] && grep -qzx "SLURM_CONF=$dir/$1" "$at/environ"; } 2>/dev/null || continue
         pids+=("${at#/proc/}")
     done
     # shellcheck disable=SC2046
@@ -164,20 +171,21 @@ stop() {
     [ -z "${daemon[slurmctld]:-}" ] || timeout 5 scancel --user=root 2>/dev/null || true
     for name in "${!daemon[@]}"; do case $name in munged | slurmctld) ;; *) end_daemon "$name" TERM ;; esac; done
     end_daemon slurmctld TERM
-    end_steps "$dir/"
+    end_steps ".*"
     end_daemon munged TERM
+    [ -z "$lonely" ] || ip addr del "$lonely" dev lo || true
 }
 fail() {
     end_daemon "$1" KILL
-    end_steps "$dir/$1\$"
+    end_steps "$1.conf"
     # A node that comes back has an empty temporary directory; a requeued job would stumble over its own old files.
     rm -rf "$dir/tmp-$1" "$dir/spool-$1"
 }
 
-configure
-export SLURM_CONF=$dir/slurm.conf
 trap stop EXIT
 trap 'exit 130' INT TERM HUP
+export SLURM_CONF=$dir/slurm.conf
+configure
 spawn munged munged --foreground --key-file="$dir/munge/key" --socket="$dir/munge/socket" --pid-file="$dir/munge/pid" \
     --seed-file="$dir/munge/seed" --log-file="$dir/log/munged"
 within 10 munge -S "$dir/munge/socket" -n || die "munged did not start: $(cat "$dir/log/munged.out")"
