@@ -36,11 +36,12 @@ pub struct Error {
     what: String,
     place: Option<String>,
     hint: Option<String>,
+    everywhere: bool,
 }
 
 impl Error {
     fn new(kind: Kind, what: impl Into<String>) -> Self {
-        Error { kind, what: what.into(), place: None, hint: None }
+        Error { kind, what: what.into(), place: None, hint: None, everywhere: false }
     }
 
     /// Wrong use or configuration (exit code 2).
@@ -122,6 +123,17 @@ impl Error {
             self.hint = Some(hint.into());
         }
         self
+    }
+
+    /// Says that every rank meets this error and words it alike, so that rank 0 alone tells it.
+    pub fn everywhere(mut self) -> Self {
+        self.everywhere = true;
+        self
+    }
+
+    /// Whether every rank meets this error.
+    pub fn is_everywhere(&self) -> bool {
+        self.everywhere
     }
 
     /// What this error means.

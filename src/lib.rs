@@ -6,6 +6,7 @@ pub mod commands;
 pub mod config;
 pub mod data;
 pub mod dist;
+pub mod doctor;
 pub mod embed;
 pub mod error;
 pub mod files;

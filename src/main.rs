@@ -4,7 +4,7 @@ use clap::Parser;
 use std::process::ExitCode;
 use trainer::commands::{Cli, start};
 use trainer::dist;
-use trainer::error::{Error, Kind, Result};
+use trainer::error::{Kind, Result};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -17,14 +17,14 @@ fn main() -> ExitCode {
 
 /// An error comes back where it ends all ranks; a stop is agreed on, and all leave together.
 fn run(cli: &Cli) -> Result<ExitCode> {
-    let session = start(cli.level())?;
-    let stopped = match cli.run(&session) {
-        Err(error) if error.kind() == Kind::Preempted => Some(error),
-        result => result.map(|()| None::<Error>)?,
+    let session = start(cli)?;
+    let code = match cli.run(&session) {
+        Err(error) if error.kind() == Kind::Preempted => {
+            session.console.line(&error.to_string());
+            error.code() as u8
+        }
+        code => code?,
     };
-    if let Some(reason) = &stopped {
-        session.console.line(&reason.to_string());
-    }
     session.world.finish()?;
-    Ok(stopped.map_or(ExitCode::SUCCESS, |reason| ExitCode::from(reason.code() as u8)))
+    Ok(ExitCode::from(code))
 }

@@ -22,9 +22,10 @@ const ALLOWED: &[(&str, &str)] = &[
     ("embed", "models cache data dist report torch config files"),
     ("train", "data torch metrics dist report config rng files"),
     ("recipes", "rng files config torch dist metrics nn data models report cache embed train"),
+    ("doctor", "files config torch dist report recipes"),
     (
         "commands",
-        "rng files config torch dist metrics nn data models report cache embed train recipes",
+        "rng files config torch dist metrics nn data models report cache embed train recipes doctor",
     ),
     ("lib", "everything is declared there"),
     ("main", "commands dist recipes"),

@@ -1,11 +1,16 @@
 //! From the process's start to a session: signals, launcher, MPI, console.
 
-use crate::config::{Launcher, LauncherKind, Suspicion, environment};
-use crate::dist::{World, stop};
+use super::{Cli, ConfigArgs};
+use crate::config::{Cores, Distributed, Launcher, environment};
+use crate::dist::{MpiLibrary, World, ranks, stop};
 use crate::error::{Error, Result};
 use crate::progress;
 use crate::recipes::Session;
 use crate::report::console::{Console, Level};
+use crate::torch;
+use serde::{Deserialize, Serialize};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::Arc;
 use tracing_subscriber::EnvFilter;
 use xxhash_rust::xxh3::Xxh3;
@@ -45,55 +50,105 @@ impl std::io::Write for Lines {
 }
 
 /// Joins the job that the launcher's environment speaks of.
-pub fn start(level: Level) -> Result<Session> {
-    crate::torch::cuda::settle_environment();
-    stop::install();
-    crate::torch::keep_freed_memory();
+pub fn start(cli: &Cli) -> Result<Session> {
+    torch::cuda::settle_environment();
     let launcher = Launcher::from_env(environment())?;
-    if let Suspicion::Singletons { tasks } = launcher.suspicion() {
-        return Err(Error::launch(format!(
-            "srun started {tasks} tasks but gave MPI no way to find them: each would be rank 0 of 1"
-        ))
-        .hint("start with `srun --mpi=pmix` (Open MPI) or `srun --mpi=pmi2` (MPICH); `srun --mpi=list` shows what there is"));
-    }
-    let expected = match launcher.kind {
-        LauncherKind::None => None,
-        _ => Some((launcher.rank, launcher.size)),
-    };
-    let world = World::start(expected)?;
+    let distributed = cli.config().and_then(ConfigArgs::peek::<Distributed>);
+    wait_passively(&launcher, distributed.and_then(|d| d.threads_per_rank).unwrap_or(1))?;
+    stop::install();
+    torch::keep_freed_memory();
+    let world = World::start(&launcher)?;
     agree_on_program(&world)?;
-    let console = Arc::new(Console::stderr(level, world.rank()));
+    let console = Arc::new(Console::stderr(cli.level(), world.rank()));
     log_to(&console)?;
     Ok(Session { world, console })
 }
 
-/// Refuses ranks that run another program or another command than rank 0.
+/// What tells libgomp how threads wait. It is read when the library is loaded, before `main`.
+const WAITING: &str = "OMP_WAIT_POLICY";
+
+/// Where this node's ranks have more threads than cores, waiting threads must not spin: then two
+/// processes of two threads on two cores are eight times slower. The program is replaced by itself
+/// with that setting, once, before MPI knows of it. What the user set is left alone.
+fn wait_passively(launcher: &Launcher, threads: usize) -> Result<()> {
+    let ranks = launcher.local_size.or(launcher.size).unwrap_or(1);
+    let crowded = threads > 1 && Cores::of_this_process().crowded(ranks, threads);
+    if !crowded || std::env::var_os(WAITING).is_some() {
+        return Ok(());
+    }
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_default();
+    let error = match std::env::current_exe() {
+        Ok(own) => Command::new(own).arg0(name).args(arguments).env(WAITING, "passive").exec(),
+        Err(error) => error,
+    };
+    Err(Error::launch(format!("cannot start again with {WAITING}=passive: {error}"))
+        .hint(format!("set {WAITING}=passive yourself")))
+}
+
+/// What must be the same on all ranks.
+#[derive(Serialize, Deserialize)]
+struct Program {
+    build: u64,
+    arguments: String,
+    libraries: String,
+}
+
+impl Program {
+    fn here() -> Result<Program> {
+        let build = hash_of_this_program()
+            .map_err(|e| Error::launch(format!("cannot read this program's own file: {e}")))?;
+        let arguments: Vec<String> =
+            std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
+        let (major, minor, patch) = hdf5::library_version();
+        let libraries = format!(
+            "{}, libtorch {}, HDF5 {major}.{minor}.{patch}",
+            MpiLibrary::running(),
+            torch::torch_version()
+        );
+        Ok(Program { build, arguments: arguments.join(" "), libraries })
+    }
+}
+
+/// Refuses ranks that run another program, command or library than rank 0.
 fn agree_on_program(world: &World) -> Result<()> {
     if world.size() == 1 {
         return Ok(());
     }
-    let program = hash_of_this_program()
-        .map_err(|e| Error::launch(format!("cannot read this program's own file: {e}")))?;
-    let arguments: Vec<String> =
-        std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
+    let own = Program::here()?;
     progress::enter("comparing the ranks");
-    let refuse = |what: String, hint: &str| Err(Error::launch(what).hint(hint));
-    if let Some(odd) = world.comm.odd_one(program.to_le_bytes().to_vec())? {
+    let bug = |e: serde_json::Error| Error::bug(format!("a rank's program in JSON: {e}"));
+    let all = world.comm.all_gather(serde_json::to_vec(&own).map_err(bug)?)?;
+    let all: Vec<Program> =
+        all.iter().map(|one| serde_json::from_slice(one).map_err(bug)).collect::<Result<_>>()?;
+    compare(&all)
+}
+
+fn compare(all: &[Program]) -> Result<()> {
+    let differ = |same: &dyn Fn(&Program) -> bool| -> Option<(String, &Program)> {
+        let odd: Vec<usize> = (0..all.len()).filter(|rank| !same(&all[*rank])).collect();
+        odd.first().map(|first| (ranks(&odd), &all[*first]))
+    };
+    let refuse = |what: String, hint: &str| {
+        Err(Error::launch(format!("ranks differ: {what}")).hint(hint).everywhere())
+    };
+    let first = &all[0];
+    if let Some((odd, _)) = differ(&|one| one.build == first.build) {
         return refuse(
-            format!("ranks differ: rank {} runs another build of trainer than rank 0", odd.rank),
+            format!("{odd}: another build of trainer than rank 0's"),
             "start one and the same file on all nodes",
         );
     }
-    if let Some(odd) = world.comm.odd_one(arguments.join(" ").into_bytes())? {
-        let told = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if let Some((odd, other)) = differ(&|one| one.arguments == first.arguments) {
         return refuse(
-            format!(
-                "ranks differ: rank 0 was given `{}`, rank {} `{}`",
-                told(&odd.first),
-                odd.rank,
-                told(&odd.theirs)
-            ),
+            format!("rank 0 was given `{}`, {odd} `{}`", first.arguments, other.arguments),
             "give all ranks the same command",
+        );
+    }
+    if let Some((odd, other)) = differ(&|one| one.libraries == first.libraries) {
+        return refuse(
+            format!("rank 0 uses {}, {odd} {}", first.libraries, other.libraries),
+            "load the same modules on all nodes, and set no LD_LIBRARY_PATH or LD_PRELOAD on some",
         );
     }
     Ok(())
@@ -108,5 +163,31 @@ fn hash_of_this_program() -> std::io::Result<u64> {
             0 => return Ok(hash.digest()),
             n => hash.update(&buffer[..n]),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_differs_is_told_with_the_ranks() {
+        let program = |build, arguments: &str, libraries: &str| Program {
+            build,
+            arguments: arguments.into(),
+            libraries: libraries.into(),
+        };
+        let first = || program(1, "train a.yaml", "Open MPI 4.1.4");
+        for (other, said) in [
+            (program(2, "train a.yaml", "Open MPI 4.1.4"), "ranks 1, 2: another build"),
+            (program(1, "train b.yaml", "Open MPI 4.1.4"), "ranks 1, 2 `train b.yaml`"),
+            (program(1, "train a.yaml", "Open MPI 4.1.5"), "ranks 1, 2 Open MPI 4.1.5"),
+        ] {
+            let same = program(other.build, &other.arguments, &other.libraries);
+            let error = compare(&[first(), same, other]).unwrap_err();
+            assert!(error.to_string().contains(said), "{error}");
+            assert!(error.is_everywhere());
+        }
+        compare(&[first(), first()]).unwrap();
     }
 }

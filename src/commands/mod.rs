@@ -6,7 +6,7 @@ mod export;
 mod inspect;
 mod status;
 
-use crate::config::{ConfigFile, array_part, environment};
+use crate::config::{ConfigFile, Section, array_part, environment};
 use crate::error::{Error, Result};
 use crate::progress;
 use crate::recipes::{self, Recipe, Session, UseArgs};
@@ -118,8 +118,17 @@ pub enum Command {
     },
     /// Say what a run is doing, from any machine that sees its directory.
     Status(status::StatusArgs),
-    /// Say what this program finds on this machine.
-    Doctor,
+    /// Look for what would stop a run here: launcher, cores, memory, network, disks, configuration.
+    ///
+    /// Start it as the run will be started, under mpirun or srun. Ends with 4 where something would
+    /// stop a run.
+    Doctor(doctor::DoctorArgs),
+    /// Try files for `doctor`, in a process that may hang.
+    #[command(hide = true)]
+    Probe {
+        /// The places in JSON.
+        places: String,
+    },
 }
 
 impl Cli {
@@ -143,16 +152,28 @@ impl Cli {
         }
     }
 
-    /// Runs the command on this rank.
-    pub fn run(&self, session: &Session) -> Result<()> {
+    /// The configuration that the command was given, if it takes one.
+    fn config(&self) -> Option<&ConfigArgs> {
+        match &self.command {
+            Command::Run { config, .. }
+            | Command::Embed { config, .. }
+            | Command::Train { config, .. } => Some(config),
+            Command::Evaluate(args) => Some(&args.config),
+            Command::Predict { model, .. } => Some(&model.config),
+            _ => None,
+        }
+    }
+
+    /// Runs the command on this rank; gives the exit code of one that comes to its end.
+    pub fn run(&self, session: &Session) -> Result<u8> {
         if !self.is_watched() {
             session.world.arrived();
         }
-        match &self.command {
+        let done = match &self.command {
             Command::Run { config, new } => {
                 let (file, recipe) = config.open()?;
                 if config.dry_run {
-                    return dry(recipe, &file, session);
+                    return dry(recipe, &file, session).map(|()| 0);
                 }
                 if recipe.needs_cache(&file)? {
                     recipe.embed(&file, session, (0, 1))?;
@@ -179,14 +200,14 @@ impl Cli {
             Command::Evaluate(args) => {
                 let (file, recipe) = args.config.open()?;
                 if args.config.dry_run {
-                    return dry(recipe, &file, session);
+                    return dry(recipe, &file, session).map(|()| 0);
                 }
                 recipe.evaluate(&file, session, &args.common())
             }
             Command::Predict { model, input, min_probability, mean } => {
                 let (file, recipe) = model.config.open()?;
                 if model.config.dry_run {
-                    return dry(recipe, &file, session);
+                    return dry(recipe, &file, session).map(|()| 0);
                 }
                 let args = UseArgs {
                     input: input.clone(),
@@ -203,9 +224,11 @@ impl Cli {
                 session.console.line(&said);
                 Ok(())
             }
-            Command::Doctor => doctor::run(session),
+            Command::Doctor(args) => return doctor::run(args, session),
+            Command::Probe { places } => crate::doctor::probe(places),
             Command::Status(args) => status::run(args, session),
-        }
+        };
+        done.map(|()| 0)
     }
 }
 
@@ -219,6 +242,13 @@ impl ConfigArgs {
         let file = ConfigFile::load(&self.config, &self.set)?;
         let recipe = recipes::find(file.recipe()?).map_err(|e| e.at(file.place("recipe")))?;
         Ok((file, recipe))
+    }
+}
+
+impl ConfigArgs {
+    /// A section, before ranks know of each other; what is wrong with it is told later.
+    fn peek<T: Section>(&self) -> Option<T> {
+        ConfigFile::load(&self.config, &self.set).ok()?.read().ok()
     }
 }
 

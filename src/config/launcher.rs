@@ -49,19 +49,10 @@ pub struct Launcher {
     pub size: Option<usize>,
     /// Rank among the processes of this node, where the launcher says.
     pub local_rank: Option<usize>,
-}
-
-/// Whether the launcher's facts point to a known mistake.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Suspicion {
-    /// Nothing odd.
-    None,
-    /// Slurm started several tasks but gave MPI nothing to find the others by: each would be rank 0
-    /// of 1, and all would write the same files.
-    Singletons {
-        /// Tasks of the step.
-        tasks: usize,
-    },
+    /// Number of ranks on this node, where the launcher says.
+    pub local_size: Option<usize>,
+    /// Whether a Slurm step runs this very process (and not only the daemon that started it).
+    pub in_step: bool,
 }
 
 #[derive(Deserialize)]
@@ -69,6 +60,7 @@ struct OpenMpi {
     rank: Option<usize>,
     size: Option<usize>,
     local_rank: Option<usize>,
+    local_size: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -76,12 +68,14 @@ struct Pmi {
     rank: Option<usize>,
     size: Option<usize>,
     local_rank: Option<usize>,
+    local_size: Option<usize>,
 }
 
-/// MPICH's process manager gives the local rank under another prefix.
+/// MPICH's process manager says what is on the node under another prefix.
 #[derive(Deserialize)]
 struct Hydra {
     localrankid: Option<usize>,
+    localnranks: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -96,6 +90,9 @@ struct Slurm {
     step_num_tasks: Option<usize>,
     procid: Option<usize>,
     localid: Option<usize>,
+    nodeid: Option<usize>,
+    step_tasks_per_node: Option<String>,
+    mpi_type: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -133,47 +130,65 @@ impl Launcher {
         let env: Vec<(String, String)> = env.into_iter().collect();
         let slurm: Slurm = group("SLURM_", &env)?;
         let in_step = slurm.step_id.is_some_and(|id| id < FIRST_SPECIAL_STEP);
-        let tasks = slurm.step_num_tasks.filter(|_| in_step);
-        let local_id = slurm.localid.filter(|_| in_step);
+        let step = if in_step { pair("SLURM_", slurm.procid, slurm.step_num_tasks)? } else { None };
+        let on_node = || tasks_on_node(slurm.step_tasks_per_node.as_deref()?, slurm.nodeid?);
+        let step_local = slurm.localid.filter(|_| in_step);
 
         let ompi: OpenMpi = group("OMPI_COMM_WORLD_", &env)?;
         if let Some((rank, size)) = pair("OMPI_COMM_WORLD_", ompi.rank, ompi.size)? {
-            let kind = LauncherKind::OpenMpi;
-            return Launcher { kind, rank, size: Some(size), local_rank: ompi.local_rank }
-                .checked();
+            return Launcher {
+                local_rank: ompi.local_rank,
+                local_size: ompi.local_size,
+                ..Launcher::new(LauncherKind::OpenMpi, rank, Some(size))
+            }
+            .checked();
         }
         let pmi: Pmi = group("PMI_", &env)?;
         if let Some((rank, size)) = pair("PMI_", pmi.rank, pmi.size)? {
             let hydra: Hydra = group("MPI_", &env)?;
-            // Slurm's own local id counts tasks of the step, which are ours only if as many.
-            let slurm_local =
-                local_id.filter(|_| tasks == Some(size) && slurm.procid == Some(rank));
-            let local_rank = hydra.localrankid.or(pmi.local_rank).or(slurm_local);
-            return Launcher { kind: LauncherKind::Pmi, rank, size: Some(size), local_rank }
-                .checked();
+            // Slurm's own numbers count tasks of the step, which are ours only if as many.
+            let ours = step == Some((rank, size));
+            let slurm_size = ours.then(on_node).flatten();
+            return Launcher {
+                local_rank: hydra.localrankid.or(pmi.local_rank).or(step_local.filter(|_| ours)),
+                local_size: hydra.localnranks.or(pmi.local_size).or(slurm_size),
+                in_step: ours,
+                ..Launcher::new(LauncherKind::Pmi, rank, Some(size))
+            }
+            .checked();
         }
         let pmix: Pmix = group("PMIX_", &env)?;
         if let Some(rank) = pmix.rank {
             // Under another PMIx launcher the step is that of its daemons.
-            let ours = pmix.namespace.is_some_and(|name| name.starts_with("slurm."));
-            let size = tasks.filter(|_| ours);
-            let local_rank = local_id.filter(|_| ours);
-            return Launcher { kind: LauncherKind::Pmix, rank, size, local_rank }.checked();
+            let ours = pmix.namespace.is_some_and(|name| name.starts_with("slurm.")) && in_step;
+            return Launcher {
+                local_rank: step_local.filter(|_| ours),
+                local_size: ours.then(on_node).flatten(),
+                in_step: ours,
+                ..Launcher::new(LauncherKind::Pmix, rank, step.filter(|_| ours).map(|(_, n)| n))
+            }
+            .checked();
         }
-        let step = if in_step { pair("SLURM_", slurm.procid, tasks)? } else { None };
-        if let Some((rank, size)) = step {
-            let kind = LauncherKind::SlurmStep;
-            return Launcher { kind, rank, size: Some(size), local_rank: local_id }.checked();
+        let Some((rank, size)) = step else { return Ok(Launcher::none()) };
+        // Cray's plugin leaves rank and size to the library (from Slurm's source; no recording).
+        let cray = slurm.mpi_type.as_deref().is_some_and(|plugin| plugin.starts_with("cray"));
+        let kind = if cray { LauncherKind::Pmi } else { LauncherKind::SlurmStep };
+        Launcher {
+            local_rank: step_local,
+            local_size: on_node(),
+            in_step,
+            ..Launcher::new(kind, rank, Some(size))
         }
-        Ok(Launcher { kind: LauncherKind::None, rank: 0, size: Some(1), local_rank: None })
+        .checked()
     }
 
-    /// Whether these facts point to a known mistake.
-    pub fn suspicion(&self) -> Suspicion {
-        match (self.kind, self.size) {
-            (LauncherKind::SlurmStep, Some(tasks)) if tasks > 1 => Suspicion::Singletons { tasks },
-            _ => Suspicion::None,
-        }
+    /// One process that nobody started as a rank.
+    pub fn none() -> Launcher {
+        Launcher::new(LauncherKind::None, 0, Some(1))
+    }
+
+    fn new(kind: LauncherKind, rank: usize, size: Option<usize>) -> Launcher {
+        Launcher { kind, rank, size, local_rank: None, local_size: None, in_step: false }
     }
 
     fn checked(self) -> Result<Launcher> {
@@ -199,6 +214,22 @@ fn pair(prefix: &str, rank: Option<usize>, size: Option<usize>) -> Result<Option
         .at("the launcher's environment")
         .hint("unset what is left of it, or start the program through mpirun or srun again")),
     }
+}
+
+/// The tasks of the node with this number in Slurm's list, such as `4(x2),3`.
+fn tasks_on_node(list: &str, node: usize) -> Option<usize> {
+    let mut first = 0;
+    for group in list.split(',') {
+        let (tasks, nodes) = match group.split_once("(x") {
+            Some((tasks, nodes)) => (tasks, nodes.strip_suffix(')')?.parse().ok()?),
+            None => (group, 1),
+        };
+        if (first..first + nodes).contains(&node) {
+            return tasks.parse().ok();
+        }
+        first += nodes;
+    }
+    None
 }
 
 /// The part (i, n) of a Slurm array that this task is, i from 0 to below n; `None` outside an array.
@@ -254,27 +285,26 @@ mod tests {
     #[test]
     fn recorded_environments() {
         use LauncherKind::{OpenMpi, Pmi, Pmix, SlurmStep};
-        for (name, kind, rank, size, local_rank) in [
-            ("mpirun", OpenMpi, 1, 4, 1),
-            ("mpirun-in-salloc-1", OpenMpi, 1, 4, 1),
-            ("mpirun-in-salloc-2", OpenMpi, 2, 4, 0),
-            ("mpiexec", Pmi, 1, 4, 1),
-            ("mpiexec-in-salloc", Pmi, 1, 4, 1),
-            ("srun-none", SlurmStep, 1, 4, 1),
-            ("srun-pmi2", Pmi, 1, 4, 1),
-            ("srun-pmix", Pmix, 1, 4, 1),
+        for (name, kind, rank, local_rank, local_size, in_step) in [
+            ("mpirun", OpenMpi, 1, 1, 4, false),
+            ("mpirun-in-salloc-1", OpenMpi, 1, 1, 2, false),
+            ("mpirun-in-salloc-2", OpenMpi, 2, 0, 2, false),
+            ("mpiexec", Pmi, 1, 1, 4, false),
+            ("mpiexec-in-salloc", Pmi, 1, 1, 2, false),
+            ("srun-none", SlurmStep, 1, 1, 2, true),
+            ("srun-pmi2", Pmi, 1, 1, 2, true),
+            ("srun-pmix", Pmix, 1, 1, 2, true),
         ] {
             let found = Launcher::from_env(recorded(name)).unwrap();
-            let wanted = Launcher { kind, rank, size: Some(size), local_rank: Some(local_rank) };
+            let (local_rank, local_size) = (Some(local_rank), Some(local_size));
+            let wanted = Launcher { kind, rank, size: Some(4), local_rank, local_size, in_step };
             assert_eq!(found, wanted, "{name}");
-            let alone = found.suspicion() == Suspicion::Singletons { tasks: 4 };
-            assert_eq!(alone, name == "srun-none", "{name}");
         }
     }
 
     #[test]
     fn batch_scripts_and_shells_are_no_launchers() {
-        let none = Launcher { kind: LauncherKind::None, rank: 0, size: Some(1), local_rank: None };
+        let none = Launcher::none();
         for name in ["sbatch", "sbatch-array-3", "salloc-shell"] {
             assert_eq!(Launcher::from_env(recorded(name)).unwrap(), none, "{name}");
         }
@@ -285,10 +315,25 @@ mod tests {
     }
 
     #[test]
-    fn one_task_alone_is_not_suspicious() {
-        let step = ["SLURM_STEP_ID=0", "SLURM_STEP_NUM_TASKS=1", "SLURM_PROCID=0"];
-        let found = Launcher::from_env(vars(step)).unwrap();
-        assert_eq!((found.kind, found.suspicion()), (LauncherKind::SlurmStep, Suspicion::None));
+    fn tasks_of_a_node() {
+        for (list, node, wanted) in [
+            ("2(x2)", 1, Some(2)),
+            ("3,1", 1, Some(1)),
+            ("4(x2),3,1(x3)", 2, Some(3)),
+            ("4(x2),3,1(x3)", 5, Some(1)),
+            ("4", 1, None),
+            ("4(x", 0, None),
+        ] {
+            assert_eq!(tasks_on_node(list, node), wanted, "{list} {node}");
+        }
+    }
+
+    #[test]
+    fn crays_plugin_names_itself_alone() {
+        let mut env = recorded("srun-none");
+        env.push(("SLURM_MPI_TYPE".into(), "cray_shasta".into()));
+        let found = Launcher::from_env(env).unwrap();
+        assert_eq!((found.kind, found.rank, found.size), (LauncherKind::Pmi, 1, Some(4)));
     }
 
     #[test]

@@ -6,9 +6,10 @@
 //! - `typed`: a value into a struct, with refusals that know what is allowed.
 //! - `values`, `sections`: the types of keys, and the sections that recipes share.
 //! - `identity`: what makes two runs the same run.
-//! - `launcher`: who started this process, from its environment.
+//! - `launcher`: who started this process, from its environment; `cores`: what it may compute on.
 
 mod aliases;
+mod cores;
 mod file;
 #[cfg(test)]
 mod file_tests;
@@ -20,9 +21,10 @@ mod values;
 mod yaml;
 mod yaml_writer;
 
+pub use cores::Cores;
 pub use file::ConfigFile;
 pub use identity::{difference, identity};
-pub use launcher::{Launcher, LauncherKind, Suspicion, array_part, environment};
+pub use launcher::{Launcher, LauncherKind, array_part, environment};
 pub use sections::{Dataset, Distributed, Esm, Fault, Masking, Run, Section, Training, require};
 pub use values::{
     Backend, Device, Dtype, EvaluationStrategy, GreaterIsBetter, MaskPolicy, OverLength, Pooling,

@@ -1,6 +1,7 @@
 //! The world: who we are among the ranks, and everything they do together.
 //!
-//! - `world`: starting and ending the job, ranks and nodes
+//! - `world`: starting and ending the job, ranks and nodes; `ranks`: ranks in words
+//! - `launch`: whether launcher and MPI understand each other; `versions`: which MPI, which NCCL
 //! - `stop`: the flag that signals set; `deadline`: the job's time limit; `restarts`: crash loops
 //! - `agree`: what all ranks must know of each other while each does its own work
 //! - `heartbeat`, `watchdog`, `verdict`: signs of life, who watches them, who is to blame
@@ -15,10 +16,12 @@ mod agree;
 pub mod deadline;
 mod fault;
 pub mod heartbeat;
+mod launch;
 mod mpi;
 mod overlap;
 #[cfg(test)]
 mod overlap_tests;
+mod ranks;
 mod reduce;
 pub mod restarts;
 pub mod stop;
@@ -29,9 +32,10 @@ mod watchdog;
 mod world;
 
 pub use overlap::Own;
+pub use ranks::ranks;
 pub use reduce::{Reducer, Reduction};
 pub use verdict::Limits;
-pub use versions::{mpi_version, nccl_version};
+pub use versions::{MpiLibrary, Vendor, nccl_version};
 pub use watchdog::{HUNG, Watch};
 pub use world::{World, abort, fail, on_panic};
 

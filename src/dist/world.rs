@@ -4,8 +4,10 @@
 //! collective would hang the job for ever. Every failure ends in `MPI_Abort`, which ends all ranks.
 
 use super::mpi::Mpi;
+use super::versions::MpiLibrary;
 use super::watchdog::{LAST_MEETING, RendezvousTimer, last_words};
-use super::{Comm, fault, stop};
+use super::{Comm, fault, launch, stop};
+use crate::config::Launcher;
 use crate::error::{Error, Result};
 use crate::files::host_name;
 use crate::progress;
@@ -37,10 +39,11 @@ pub struct World {
 }
 
 impl World {
-    /// Joins the job. `expected` is the rank and, where it says so, the size that the launcher's
-    /// environment promises; None where there is no launcher, and then there is no MPI either.
-    pub fn start(expected: Option<(usize, Option<usize>)>) -> Result<World> {
-        let Some((rank, size)) = expected else {
+    /// Joins the job that the launcher speaks of; one process alone needs no MPI. Refuses an MPI
+    /// library that is not the one built against, and a launcher that cannot start ranks of it
+    /// (exit code 4).
+    pub fn start(launcher: &Launcher) -> Result<World> {
+        if launcher.size == Some(1) {
             fault::install(0)?;
             return Ok(World {
                 comm: Comm::Solo,
@@ -49,30 +52,26 @@ impl World {
                 start_timer: RefCell::new(None),
                 universe: None,
             });
-        };
-        RANK.store(rank, Ordering::SeqCst);
-        SIZE.store(size.unwrap_or(1), Ordering::SeqCst);
-        fault::install(rank)?;
-        let start_timer = RendezvousTimer::new(start_limit()?);
+        }
         progress::enter("starting MPI");
+        RANK.store(launcher.rank, Ordering::SeqCst);
+        SIZE.store(launcher.size.unwrap_or(launcher.rank + 1), Ordering::SeqCst);
+        fault::install(launcher.rank)?;
+        let start_timer = RendezvousTimer::new(start_limit()?);
+        let built = MpiLibrary::built();
+        MpiLibrary::check(&built, &MpiLibrary::running())?;
+        launch::refuse(launcher, &built)?;
         let (universe, _) = mpi::initialize_with_threading(mpi::Threading::Funneled)
             .ok_or_else(|| Error::bug("MPI was initialised twice"))?;
-        MPI_IS_UP.store(true, Ordering::SeqCst);
         let mpi = Mpi::world()?;
-        RANK.store(mpi.rank, Ordering::SeqCst);
-        SIZE.store(mpi.size, Ordering::SeqCst);
-        let size = size.unwrap_or(mpi.size);
-        if (mpi.rank, mpi.size) != (rank, size) {
-            return Err(Error::launch(format!(
-                "the launcher says rank {rank} of {size}, MPI says rank {} of {}",
-                mpi.rank, mpi.size
-            ))
-            .hint(
-                "the launcher and this program's MPI are of different kinds: use the mpirun of \
-                 the MPI that jobs/setup.sh found, or `srun --mpi=pmix` (Open MPI), \
-                 `srun --mpi=pmi2` (MPICH)",
-            ));
+        let expected = (launcher.rank, launcher.size.unwrap_or(mpi.size));
+        if (mpi.rank, mpi.size) != expected {
+            // These ranks are not each other's: to leave is all that each can do.
+            std::mem::forget(universe);
+            return Err(launch::contradiction(launcher, &built, (mpi.rank, mpi.size)));
         }
+        SIZE.store(mpi.size, Ordering::SeqCst);
+        MPI_IS_UP.store(true, Ordering::SeqCst);
         let (local_rank, local_size) = mpi.node_rank()?;
         Ok(World {
             comm: Comm::Mpi(mpi),
@@ -144,12 +143,19 @@ pub fn abort(code: i32) -> ! {
 ///
 /// What goes wrong on all ranks alike is told by rank 0: the others wait a moment, and where the
 /// launcher ends them meanwhile (by a signal) they have nothing to add. What rank 0 does not see is
-/// told by the lowest rank that does.
+/// told by the lowest rank that does; what is known to meet all of them ([`Error::everywhere`]) by
+/// rank 0 alone, also where no launcher ends the others.
 pub fn fail(error: &Error) -> ! {
     let rank = RANK.load(Ordering::SeqCst);
+    if rank != 0 && error.is_everywhere() {
+        std::thread::sleep(PATIENCE);
+        abort(error.code());
+    }
     if rank != 0 && stop::requested().is_none() {
         let started = Instant::now();
-        let patience = PATIENCE + PATIENCE / 4 * (rank - 1).min(8) as u32;
+        // Before MPI is up rank 0 cannot abort; launchers take a second to see that it left.
+        let factor = if MPI_IS_UP.load(Ordering::SeqCst) { 4 } else { 12 };
+        let patience = PATIENCE / 4 * (factor + (rank - 1).min(8) as u32);
         while started.elapsed() < patience && stop::requested().is_none() {
             std::thread::sleep(Duration::from_millis(10));
         }

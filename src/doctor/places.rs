@@ -1,0 +1,115 @@
+//! What a run will touch on disk.
+
+use crate::config::{ConfigFile, Dataset, Distributed, Esm, Run, Training};
+use crate::error::Result;
+use crate::recipes;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Something on disk, and what a run wants of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Place {
+    /// What it is to the run, in words: `run.output_dir`, …
+    pub role: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// What is wanted.
+    pub need: Need,
+}
+
+/// What a run wants of a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Need {
+    /// To make the directory and write in it, and all ranks to see that.
+    SharedDirectory,
+    /// To write in the directory, each rank for itself.
+    OwnDirectory,
+    /// To read it, file or directory.
+    Read,
+}
+
+/// What the configuration asks of the machine.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// All that a run touches.
+    pub places: Vec<Place>,
+    /// Threads of a rank; None: as many as fit.
+    pub threads: Option<usize>,
+    /// Micro-batches of a step that training needs a rank's share of; None: nothing is trained.
+    pub micro_batches: Option<usize>,
+}
+
+impl Wanted {
+    /// Without a configuration: the working directory, and one thread a rank as shipped
+    /// configurations say.
+    pub fn nothing() -> Wanted {
+        let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("."));
+        let places = vec![place("working directory", &here, Need::SharedDirectory), temporary()];
+        Wanted { places, threads: Some(1), micro_batches: None }
+    }
+
+    /// Of a configuration, which its recipe has checked.
+    pub fn of(file: &ConfigFile) -> Result<Wanted> {
+        let recipe = recipes::find(file.recipe()?).map_err(|e| e.at(file.place("recipe")))?;
+        let needs_cache = recipe.needs_cache(file)?;
+        let (run, dataset, esm): (Run, Dataset, Esm) = (file.read()?, file.read()?, file.read()?);
+        let (training, distributed): (Training, Distributed) = (file.read()?, file.read()?);
+        let mut places = vec![place("run.output_dir", &run.output_dir, Need::SharedDirectory)];
+        if needs_cache {
+            let usual = Path::new("hdf5_cache").join(&run.name);
+            let dir = esm.cache_dir.as_ref().map_or(usual.as_path(), |dir| dir);
+            places.push(place("esm.cache_dir", dir, Need::SharedDirectory));
+        }
+        places.push(temporary());
+        let named = [
+            ("dataset.dataset_location", dataset.dataset_location.as_deref()),
+            ("dataset.sequences", dataset.sequences.as_deref()),
+            ("esm.model", esm.model.as_str().map(Path::new)),
+            ("training.embeddings_dir", training.embeddings_dir.as_deref()),
+        ];
+        for (role, path) in named {
+            places.extend(path.map(|path| place(role, path, Need::Read)));
+        }
+        Ok(Wanted {
+            places,
+            threads: distributed.threads_per_rank,
+            micro_batches: (!distributed.allow_idle_ranks)
+                .then_some(training.micro_batches_per_step),
+        })
+    }
+}
+
+fn place(role: &str, path: &Path, need: Need) -> Place {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    Place { role: role.to_string(), path, need }
+}
+
+fn temporary() -> Place {
+    place("TMPDIR", &std::env::temp_dir(), Need::OwnDirectory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_configuration_touches() {
+        let text = "\
+recipe: ptm_mamba
+run: {output_dir: /o}
+dataset: {dataset_location: /d.csv}
+esm: {model: /esm, cache_dir: /c}
+training: {use_precomputed_embeddings: true}
+distributed: {threads_per_rank: 3}
+";
+        let wanted = Wanted::of(&ConfigFile::from_text("t", text, &[]).unwrap()).unwrap();
+        let roles: Vec<&str> = wanted.places.iter().map(|p| p.role.as_str()).collect();
+        let all =
+            ["run.output_dir", "esm.cache_dir", "TMPDIR", "dataset.dataset_location", "esm.model"];
+        assert_eq!(roles, all);
+        assert_eq!(wanted.places[1].path, Path::new("/c"));
+        assert_eq!((wanted.threads, wanted.micro_batches), (Some(3), Some(8)));
+        let online = ConfigFile::from_text("t", text, &["training.use_esm=false".into()]).unwrap();
+        assert!(Wanted::of(&online).unwrap().places.iter().all(|p| p.role != "esm.cache_dir"));
+    }
+}
