@@ -48,6 +48,7 @@ pub fn run(arguments: &[&str], patience: &Patience) -> Result<Outcome> {
         }
     }
     let mut child = command.spawn().map_err(fail)?;
+    let errors = child.stderr.take().map(listen);
     let mut lines = Vec::new();
     if let Some(out) = child.stdout.take().map(listen) {
         let mut until = Instant::now() + patience.first;
@@ -68,8 +69,8 @@ pub fn run(arguments: &[&str], patience: &Patience) -> Result<Outcome> {
             ended(&mut child, Duration::from_secs(1)).map_err(fail)?.is_some()
         }
     };
-    let said = child.stderr.take().filter(|_| gone).map(|err| listen(err).iter().collect());
-    let said: Vec<String> = said.unwrap_or_default();
+    let said: Vec<String> =
+        errors.filter(|_| gone).map_or_else(Vec::new, |errors| errors.iter().collect());
     Ok(Outcome { lines, said: said.join("\n"), status, gone })
 }
 
