@@ -17,7 +17,7 @@ fn main() -> ExitCode {
 
 /// An error comes back where it ends all ranks; a stop is agreed on, and all leave together.
 fn run(cli: &Cli) -> Result<ExitCode> {
-    let session = start(cli)?;
+    let session = start(cli.level(), cli.threads_per_rank())?;
     let code = match cli.run(&session) {
         Err(error) if error.kind() == Kind::Preempted => {
             session.console.line(&error.to_string());

@@ -1,7 +1,6 @@
 //! From the process's start to a session: signals, launcher, MPI, console.
 
-use super::{Cli, ConfigArgs};
-use crate::config::{Cores, Distributed, Launcher, environment};
+use crate::config::{Cores, Launcher, environment};
 use crate::dist::{MpiLibrary, World, ranks, stop};
 use crate::error::{Error, Result};
 use crate::progress;
@@ -49,17 +48,16 @@ impl std::io::Write for Lines {
     }
 }
 
-/// Joins the job that the launcher's environment speaks of.
-pub fn start(cli: &Cli) -> Result<Session> {
+/// Joins the job that the launcher's environment speaks of. `threads` is what a rank will use.
+pub fn start(level: Level, threads: usize) -> Result<Session> {
     torch::cuda::settle_environment();
     let launcher = Launcher::from_env(environment())?;
-    let distributed = cli.config().and_then(ConfigArgs::peek::<Distributed>);
-    wait_passively(&launcher, distributed.and_then(|d| d.threads_per_rank).unwrap_or(1))?;
+    wait_passively(&launcher, threads)?;
     stop::install();
     torch::keep_freed_memory();
     let world = World::start(&launcher)?;
     agree_on_program(&world)?;
-    let console = Arc::new(Console::stderr(cli.level(), world.rank()));
+    let console = Arc::new(Console::stderr(level, world.rank()));
     log_to(&console)?;
     Ok(Session { world, console })
 }

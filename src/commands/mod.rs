@@ -6,7 +6,7 @@ mod export;
 mod inspect;
 mod status;
 
-use crate::config::{ConfigFile, Section, array_part, environment};
+use crate::config::{ConfigFile, Distributed, Section, array_part, environment};
 use crate::error::{Error, Result};
 use crate::progress;
 use crate::recipes::{self, Recipe, Session, UseArgs};
@@ -150,6 +150,12 @@ impl Cli {
             Command::Evaluate(args) => !args.config.dry_run,
             _ => false,
         }
+    }
+
+    /// Threads a rank that the configuration names, 1 where it names none.
+    pub fn threads_per_rank(&self) -> usize {
+        let distributed = self.config().and_then(ConfigArgs::peek::<Distributed>);
+        distributed.and_then(|d| d.threads_per_rank).unwrap_or(1)
     }
 
     /// The configuration that the command was given, if it takes one.

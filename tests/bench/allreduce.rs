@@ -66,7 +66,7 @@ fn slowest(comm: &Comm, action: impl FnOnce() -> Result<()>) -> Result<f64> {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let session = start(Level::Quiet)?;
+    let session = start(Level::Quiet, 1)?;
     let comm = &session.world.comm;
     let n = args.mb << 18;
     let (mut data, mut sum) = (vec![1f32; n], vec![0f32; n]);

@@ -73,7 +73,7 @@ impl Training {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let session = start(Level::Quiet)?;
+    let session = start(Level::Quiet, 1)?;
     keep_freed_memory();
     set_deterministic(true)?;
     tch::set_num_threads(1);

@@ -1,6 +1,6 @@
 //! The same bits on any number of ranks.
 
-use crate::harness::{MPIRUN, Scratch, TRAINER, assert_same_run, bits, records};
+use crate::harness::{Scratch, TRAINER, assert_same_run, bits, mpirun, records};
 
 /// Trains alone and on each of these numbers of ranks, and requires the same run.
 fn same_on(scratch: &Scratch, changes: &[&str], ranks: &[usize]) -> String {
@@ -100,7 +100,7 @@ fn buckets_are_sent_in_backward() {
         let config =
             scratch.config(&name, &[&overlap_key, &reduce_key, "distributed.bucket_mb=0.001"]);
         let log = "TRAINER_LOG=trainer::dist=trace";
-        let command = [&MPIRUN[..], &["-n", "2", "env", log, TRAINER]].concat();
+        let command = [mpirun(), &["-n", "2", "env", log, TRAINER]].concat();
         let ended = scratch.start(&command, &["train", config.to_str().unwrap()]).wait();
         assert_eq!(ended.code, 0, "{}", ended.err);
         // The number in front of "of N buckets were sent in backward", of every rank and step.

@@ -1,7 +1,7 @@
 //! SIGUSR1 to one rank alone, in every phase: all leave together with 75, and the same command goes on
 //! to the same bytes. And what makes a job stop by itself: its time limit, restarts without progress.
 
-use crate::harness::{Ended, Scratch, TRAINER, assert_same_run, contents};
+use crate::harness::{Ended, Scratch, TRAINER, assert_same_run, contents, mpirun};
 
 const COMMON: [&str; 4] = [
     "training.use_precomputed_embeddings=true",
@@ -31,8 +31,7 @@ const PHASES: [&str; 16] = [
 ];
 
 fn launch(scratch: &Scratch, ranks: &str, vars: &[&str], args: &[&str]) -> Ended {
-    let mpirun = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", ranks, TRAINER];
-    scratch.start(&[&["env"], vars, &mpirun[..]].concat(), args).wait()
+    scratch.start(&[&["env"], vars, mpirun(), &["-n", ranks, TRAINER]].concat(), args).wait()
 }
 
 #[test]

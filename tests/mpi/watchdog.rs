@@ -1,6 +1,6 @@
 //! A rank that stops, dies or stands still in any phase: the job ends, and says who and where.
 
-use crate::harness::{Dice, Ended, Scratch, entries, last_step};
+use crate::harness::{Dice, Ended, Scratch, TRAINER, entries, last_step, mpirun};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -24,8 +24,7 @@ fn faulty(scratch: &Scratch, name: &str, fault: &str, changes: &[&str]) -> Ended
         ["distributed.heartbeat_timeout=4", "training.max_steps=4", "training.eval_steps=2"];
     let config = scratch.config(name, &[&limits[..], changes].concat());
     let fault = format!("TRAINER_FAULT={fault}");
-    let line = ["env", &fault, "mpirun", "--oversubscribe", "--bind-to", "none", "-n", "4"];
-    let line = [&line[..], &[crate::harness::TRAINER]].concat();
+    let line = [&["env", &fault], mpirun(), &["-n", "4", TRAINER]].concat();
     scratch.start(&line, &["run", config.to_str().unwrap()]).wait_any()
 }
 
@@ -173,10 +172,8 @@ fn status_tells_of_ranks_from_outside() {
 }
 
 fn status(dir: &Path) -> serde_json::Value {
-    let output = Command::new(crate::harness::TRAINER)
-        .args(["status", "--json", dir.to_str().unwrap()])
-        .output()
-        .unwrap();
+    let output =
+        Command::new(TRAINER).args(["status", "--json", dir.to_str().unwrap()]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }
