@@ -167,3 +167,25 @@ fn read_config(dir: &Path) -> Result<Esm2Config> {
     serde_json::from_value(value)
         .map_err(|e| Error::damaged(format!("not an ESM-2: {e}")).at(path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_of_a_gpu_gives_the_cpu_s_embeddings() {
+        let shape = json!({
+            "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "intermediate_size": 32
+        });
+        let encoder = Encoder::load(&shape, None, 1, Device::Cpu).unwrap();
+        let (ids, offsets) = ([CLS, 5, 6, 32, 7, EOS, CLS, 9, EOS], [0i64, 6, 9]);
+        let packed = encoder.model.forward_packed(&ids, &offsets, encoder.layer).unwrap();
+        let padded = encoder.padded(&ids, &offsets).unwrap();
+        assert_eq!(padded.size(), [9, 16]);
+        let deviation = (&packed - &padded).abs().max().double_value(&[]);
+        assert!(deviation < 2e-5 * packed.abs().max().double_value(&[]), "{deviation}");
+        let inputs: [&[u8]; 2] = [&ids[1..5], &ids[7..8]];
+        assert_eq!(encoder.embed(&inputs).unwrap(), packed);
+    }
+}

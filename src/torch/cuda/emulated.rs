@@ -1,15 +1,20 @@
 //! The GPU kernels' own source, compiled for the CPU (`emulation.h`) and run in place of the CPU's
 //! kernels: through the shim and autograd they must give the same numbers.
 
-use super::table::{DeviceKernels, in_place_of_the_cpu_s};
+use super::table::{
+    ConvBackward, ConvForward, DeviceKernels, ScanBackward, ScanForward, in_place_of_the_cpu_s,
+};
 use crate::torch::{ScanInput, causal_conv, selective_scan};
 use std::ffi::{CString, c_void};
+use std::mem::transmute;
 use std::path::Path;
 use std::process::Command;
 use tch::{Device, Kind, Tensor};
 
+type Address = *mut c_void;
+
 /// A source compiled for some sizes, opened for good.
-struct Library(*mut c_void);
+struct Library(Address);
 
 impl Library {
     fn compile(name: &str, sizes: &[String]) -> Library {
@@ -38,7 +43,7 @@ impl Library {
     }
 
     /// The address of a function.
-    fn function(&self, name: &str) -> *mut c_void {
+    fn function(&self, name: &str) -> Address {
         let name = CString::new(name).unwrap();
         // SAFETY: an open library and a NUL-terminated name.
         let function = unsafe { libc::dlsym(self.0, name.as_ptr()) };
@@ -64,10 +69,14 @@ fn kernels(name: &str, states: i64, width: i64) -> DeviceKernels {
     // SAFETY: emulation.cpp defines these functions with the parameters of DeviceKernels.
     unsafe {
         DeviceKernels {
-            scan_forward: std::mem::transmute(scan.function("emulated_scan_forward")),
-            scan_backward: std::mem::transmute(scan.function("emulated_scan_backward")),
-            conv_forward: std::mem::transmute(conv.function("emulated_conv_forward")),
-            conv_backward: std::mem::transmute(conv.function("emulated_conv_backward")),
+            scan_forward: transmute::<Address, ScanForward>(scan.function("emulated_scan_forward")),
+            scan_backward: transmute::<Address, ScanBackward>(
+                scan.function("emulated_scan_backward"),
+            ),
+            conv_forward: transmute::<Address, ConvForward>(conv.function("emulated_conv_forward")),
+            conv_backward: transmute::<Address, ConvBackward>(
+                conv.function("emulated_conv_backward"),
+            ),
         }
     }
 }

@@ -66,7 +66,8 @@ pub(super) fn open_compiler(dirs: &[PathBuf]) -> Told<()> {
         let Ok(files) = std::fs::read_dir(dir) else { continue };
         let mut names: Vec<_> = files
             .filter_map(|file| file.ok()?.file_name().into_string().ok())
-            .filter(|name| name.starts_with("libnvrtc") && !name.contains(".alt."))
+            .filter(|name| name.starts_with("libnvrtc") && name.contains(".so."))
+            .filter(|name| !name.contains(".alt."))
             .collect();
         names.sort(); // the built-in headers (libnvrtc-builtins) first
         for name in names {
@@ -305,6 +306,7 @@ extern "C" fn conv_backward(
 mod tests {
     use super::*;
     use crate::torch::cuda::libtorch_dir;
+    use std::io::Write;
 
     /// Compiling needs no GPU. `TRAINER_NVRTC` names a directory with libnvrtc where libtorch has
     /// none (PyPI's nvidia-cuda-nvrtc unpacked).
@@ -314,8 +316,14 @@ mod tests {
         let mut dirs = vec![lib.clone(), lib.join("../../nvidia/cu13/lib")];
         dirs.extend(std::env::var_os("TRAINER_NVRTC").map(PathBuf::from));
         if let Err(why) = open_compiler(&dirs) {
-            println!("################ NOT RUN: the GPU kernels are not compiled. {why}");
-            println!("################ Set TRAINER_NVRTC to the directory of libnvrtc.so.13.");
+            // Past the test's capture: this must be seen.
+            let _ = std::io::stderr().write_all(
+                format!(
+                    "################ NOT RUN: the GPU kernels are not compiled. {why}\n\
+                     ################ Set TRAINER_NVRTC to the directory of libnvrtc.so.13.\n"
+                )
+                .as_bytes(),
+            );
             return;
         }
         for architecture in ["sm_80", "sm_90"] {

@@ -76,39 +76,51 @@ pub struct ConvGrad {
     pub dbias: *mut f32,
 }
 
+/// The scan; `saved` may be null.
+pub type ScanForward = extern "C" fn(
+    &ScanShape,
+    &ScanInputs,
+    y: *mut f32,
+    saved: *mut f32,
+    device: i64,
+    stream: *mut c_void,
+) -> *mut c_char;
+
+/// Its backward.
+pub type ScanBackward = extern "C" fn(
+    &ScanShape,
+    &ScanInputs,
+    saved: *const f32,
+    &ScanGrad,
+    device: i64,
+    stream: *mut c_void,
+) -> *mut c_char;
+
+/// The convolution.
+pub type ConvForward = extern "C" fn(
+    &ConvShape,
+    &ConvInput,
+    y: *mut f32,
+    device: i64,
+    stream: *mut c_void,
+) -> *mut c_char;
+
+/// Its backward.
+pub type ConvBackward = extern "C" fn(
+    &ConvShape,
+    &ConvInput,
+    &ConvGrad,
+    device: i64,
+    stream: *mut c_void,
+) -> *mut c_char;
+
 /// One function an operation and direction; each gives null or a message from malloc.
 #[repr(C)]
 pub struct DeviceKernels {
-    pub scan_forward: extern "C" fn(
-        &ScanShape,
-        &ScanInputs,
-        y: *mut f32,
-        saved: *mut f32,
-        device: i64,
-        stream: *mut c_void,
-    ) -> *mut c_char,
-    pub scan_backward: extern "C" fn(
-        &ScanShape,
-        &ScanInputs,
-        saved: *const f32,
-        &ScanGrad,
-        device: i64,
-        stream: *mut c_void,
-    ) -> *mut c_char,
-    pub conv_forward: extern "C" fn(
-        &ConvShape,
-        &ConvInput,
-        y: *mut f32,
-        device: i64,
-        stream: *mut c_void,
-    ) -> *mut c_char,
-    pub conv_backward: extern "C" fn(
-        &ConvShape,
-        &ConvInput,
-        &ConvGrad,
-        device: i64,
-        stream: *mut c_void,
-    ) -> *mut c_char,
+    pub scan_forward: ScanForward,
+    pub scan_backward: ScanBackward,
+    pub conv_forward: ConvForward,
+    pub conv_backward: ConvBackward,
 }
 
 unsafe extern "C" {
