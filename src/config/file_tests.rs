@@ -145,6 +145,11 @@ fn bad_configurations_say_where_and_what_is_allowed() {
             "threads_per_rank: found 0, but it must be from 1 to",
         ),
         (
+            "distributed:\n  bucket_mb: 0\n",
+            &[],
+            "c.yaml:3: distributed.bucket_mb: found 0.0, but it must be from 0.0001 to 1024",
+        ),
+        (
             "training:\n  lr: 1e-3\n  learning_rate: 1e-4\n",
             &[],
             "c.yaml:4: training.learning_rate and training.lr (c.yaml:3) are two names of one",

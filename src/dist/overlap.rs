@@ -416,9 +416,8 @@ impl<'a, L: Link> Pass<'a, L> {
                 |data: *mut f32| unsafe { std::slice::from_raw_parts_mut(data.add(start), len) };
             let sum = block(self.gradient);
             for left in &self.chain {
-                for (a, b) in sum.iter_mut().zip(block(*left)) {
-                    *a = *b + *a;
-                }
+                // left + right and right + left have the same bits.
+                tree::add_into(sum, block(*left));
             }
         }
     }

@@ -58,7 +58,7 @@ impl GradientSum {
             index,
             |into| drop(into.g_add_(grad)),
             || {
-                let mut buffer = spare.borrow_mut().pop().unwrap_or_else(|| grad.empty_like());
+                let mut buffer = spare.borrow_mut().pop().unwrap_or_else(|| flat.unset());
                 buffer.copy_(grad);
                 buffer
             },

@@ -6,12 +6,15 @@ in place. Over 4 ranks it is for information where there are fewer cores.
 """
 
 import os
+from pathlib import Path
 
 from common import arguments, at_most, example, header, json_line, measured, pinned, run, save
 
 
 def main():
     args = arguments(__doc__, repetitions=9, mb=256)
+    if args.peer_only:
+        return print(f"# {Path(__file__).stem}: nothing to measure without our build")
     record = header(f"all-reduce of {args.mb} MB")
     for ranks in (2, 4):
         command = [*pinned(ranks), example("bench_allreduce"), "--mb", str(args.mb), "--repeats", str(args.repetitions)]

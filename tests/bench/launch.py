@@ -33,17 +33,17 @@ def main():
         hello, table = Path(work) / "hello", Path(work) / "one.csv"
         run(["mpicc", "-O2", "-o", str(hello), str(HERE / "hello.c")])
         table.write_text("unique_id,ori_seq,ptm_seq\nP,MKS,MK<Phosphoserine>\n")
-        ours = [program(), "inspect", str(table)]
         for ranks in (2, 8):
             theirs, mine = [], []
-            for repetition in range(args.repetitions + 1):
-                peer, own = first_byte([*mpirun(ranks), str(hello)]), first_byte([*mpirun(ranks), *ours])
-                if repetition:
-                    theirs.append(peer)
-                    mine.append(own)
-            peer_s = measured(record, f"C, {ranks} ranks", theirs, "starts")
-            own_s = measured(record, f"ours, {ranks} ranks", mine, "starts")
-            at_most(record, f"ours over C, {ranks} ranks", own_s / peer_s, 2.2)
+            for _ in range(args.repetitions + 1):
+                theirs.append(first_byte([*mpirun(ranks), str(hello)]))
+                if not args.peer_only:
+                    mine.append(first_byte([*mpirun(ranks), program(), "inspect", str(table)]))
+            # The first of each fills the page cache.
+            peer_s = measured(record, f"C, {ranks} ranks", theirs[1:], "starts")
+            if not args.peer_only:
+                own_s = measured(record, f"ours, {ranks} ranks", mine[1:], "starts")
+                at_most(record, f"ours over C, {ranks} ranks", own_s / peer_s, 2.2)
     save(record, "launch")
 
 

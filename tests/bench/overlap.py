@@ -5,11 +5,15 @@ after backward (`distributed.overlap: false`), with one during backward. The hid
 (after - during) / (after - none), of the medians. Every rank has one core and one thread.
 """
 
+from pathlib import Path
+
 from common import arguments, example, header, json_line, measured, pinned, ratio, run, save
 
 
 def main():
     args = arguments(__doc__, repetitions=15, layers=4, d_model=768, batch=2, length=128, micro_batches=1)
+    if args.peer_only:
+        return print(f"# {Path(__file__).stem}: nothing to measure without our build")
     record = header("sum of gradients during backward, 2 ranks")
     for kind in ("exact", "fast"):
         command = [*pinned(2), example("bench_overlap"), "--repeats", str(args.repetitions)]
