@@ -39,6 +39,19 @@ set -m
 mpirun "${options[@]}" "$trainer" run "$@" </dev/null &
 job=$!
 
+# Whom USR1 goes to. MPICH's mpiexec hands it on as well, but then its exit code is sometimes 0 instead of 75; so there the ranks on
+# this machine get it, and the others follow them.
+receivers() {
+    case $version in *HYDRA*) ;; *) echo "$job"; return ;; esac
+    local open=("$job") pid
+    while [ ${#open[@]} -gt 0 ]; do
+        pid=${open[0]}
+        # shellcheck disable=SC2207  # numbers
+        open=("${open[@]:1}" $(cat "/proc/$pid/task/"*/children 2>/dev/null || true))
+        [ "$(cat "/proc/$pid/comm" 2>/dev/null)" != "${trainer##*/}" ] || echo "$pid"
+    done
+}
+
 signalled=no last=-6 forced=no
 pass_on() {
     signalled=yes
@@ -46,7 +59,8 @@ pass_on() {
         forced=yes
         kill -TERM "$job" 2>/dev/null || true
     else
-        kill -USR1 "$job" 2>/dev/null || true
+        # shellcheck disable=SC2046  # numbers
+        kill -USR1 $(receivers) 2>/dev/null || true
     fi
     [ "$1" != INT ] || last=$SECONDS
 }

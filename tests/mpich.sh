@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The same program built against MPICH: the tests of tests/mpi under mpiexec.hydra, and the same bits under srun --mpi=pmi2.
+# The same program built against MPICH: the tests of tests/mpi under mpiexec.hydra, and under srun --mpi=pmi2 the same
+# bits and the end of a dead rank's job.
 #
 #   bash tests/mpich.sh
 #
@@ -25,5 +26,5 @@ if [ ! -e "$CARGO_TARGET_DIR/release" ] && [ -e "$other/release/.fingerprint" ];
 fi
 
 cargo test --release --locked --test mpi
-cargo test --release --locked --test slurm the_same_bits
+cargo test --release --locked --test slurm -- the_same_bits a_dead_rank
 ldd "$CARGO_TARGET_DIR/release/trainer" | grep -q libmpich || { echo "mpich.sh: this program is not built against MPICH" >&2; exit 1; }

@@ -13,9 +13,14 @@ fn host() -> String {
 
 /// Two ranks; `second` stands in front of the second one's program.
 fn mixed(scratch: &Scratch, second: &[&str], args: &[&str], second_args: &[&str]) -> Ended {
-    let mca: &[&str] = if is_open_mpi() { &["--mca", "btl", "self,tcp"] } else { &[] };
+    // No shared memory: a rank that may write no files has none.
+    let tcp: &[&str] = if is_open_mpi() {
+        &["--mca", "btl", "self,tcp"]
+    } else {
+        &["-genv", "UCX_TLS", "self,tcp"]
+    };
     let first = [&["-n", "1", TRAINER], args, &[":", "-n", "1"]].concat();
-    let line = [mpirun(), mca, &first, second, &[TRAINER], second_args].concat();
+    let line = [mpirun(), tcp, &first, second, &[TRAINER], second_args].concat();
     let ended = scratch.start(&line, &[]).wait();
     assert!(ended.seconds < 20.0, "{} s\n{}", ended.seconds, ended.err);
     ended

@@ -1,6 +1,6 @@
 //! A private Slurm of three virtual nodes (`cluster.sh`), and jobs on it.
 
-use crate::harness::{Job, Scratch, TRAINER, entries, last_step};
+use crate::harness::{Job, Scratch, TRAINER, entries, is_open_mpi, last_step};
 use std::cell::RefCell;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -37,6 +37,11 @@ pub struct Batch<'a> {
 /// A file of `jobs/`.
 pub fn job_file(name: &str) -> String {
     format!("{}/jobs/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The plugin of srun for the MPI that is tested.
+pub fn plugin() -> &'static str {
+    if is_open_mpi() { "--mpi=pmix" } else { "--mpi=pmi2" }
 }
 
 /// What keeps this machine from being a cluster.

@@ -2,7 +2,7 @@
 //! goes on, and ends with the weights of the run that nobody disturbed. Unless it was cancelled, or
 //! one of its ranks died.
 
-use crate::cluster::{Batch, Cluster, job_file};
+use crate::cluster::{Batch, Cluster, job_file, plugin};
 use crate::harness::{Job, assert_same_run, last_step, signal};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -147,6 +147,7 @@ fn a_dead_rank_ends_the_job_at_once() {
     let options = ["--nodes=2", TWO];
     let training = Training::submit(&cluster, "dead", "train_multinode.sbatch", &options);
     training.under_way();
+    assert!(training.job.said().contains(plugin()), "{}", training.job.said());
     let ranks = cluster.ranks();
     assert_eq!(ranks.len(), 4, "{ranks:?}");
     signal(ranks[2], "KILL");

@@ -1,8 +1,8 @@
 //! How ranks are started: `srun` with and without the right plugin, `mpirun` in a job, and the
 //! wrong MPI.
 
-use crate::cluster::{Cluster, job_file};
-use crate::harness::{TRAINER, assert_same_run, is_open_mpi, mpirun};
+use crate::cluster::{Cluster, job_file, plugin};
+use crate::harness::{TRAINER, assert_same_run, mpirun};
 use std::fs;
 
 #[test]
@@ -15,8 +15,7 @@ fn srun_and_mpirun_compute_the_same_bits() {
     for tasks in ["2", "4"] {
         let name = format!("srun-{tasks}");
         let config = scratch.config(&name, &[]);
-        let plugin = if is_open_mpi() { "--mpi=pmix" } else { "--mpi=pmi2" };
-        let srun = ["srun", plugin, "-N2", "--ntasks-per-node", tasks, TRAINER];
+        let srun = ["srun", plugin(), "-N2", "--ntasks-per-node", tasks, TRAINER];
         let ended = cluster.launch(&srun, &["train", config.to_str().unwrap()]).wait();
         assert_eq!(ended.code, 0, "{}", ended.err);
         let ranks = format!("{} ranks", 2 * tasks.parse::<usize>().unwrap());
