@@ -236,6 +236,11 @@ checks_of_ranks() {
         launcher=''
         on_ranks "$n"
         check "$n ranks, $backend" train "$backend-$n" "$steps" "distributed.backend=$backend"
+        if [ "$backend" = nccl ]; then
+            if grep -q 'gradients go through NCCL' "$work/out"; then ok "gradients went through NCCL"; else bad "gradients did not go through NCCL"; fi
+            check "$n ranks, nccl, reduce: fast" train "fast-$n" "$steps" distributed.backend=nccl distributed.reduce=fast
+            check "the loss falls" learns "fast-$n"
+        fi
         if same straight "$backend-$n" "$steps" >/dev/null 2>&1; then
             ok "$n ranks over $backend give one process's bytes"
             worlds="$worlds $backend:$n"

@@ -12,7 +12,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("files", ""),
     ("config", "rng files"),
     ("torch", "rng files"),
-    ("dist", "config files"),
+    ("dist", "config files torch"),
     ("metrics", "torch"),
     ("nn", "torch rng"),
     ("data", "torch config rng files"),

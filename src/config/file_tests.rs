@@ -135,9 +135,9 @@ fn bad_configurations_say_where_and_what_is_allowed() {
         ),
         ("run:\n  name: a/b\n", &[], "c.yaml:3: run.name: found \"a/b\", but it must be letters"),
         (
-            "distributed:\n  backend: nccl\n",
+            "distributed:\n  backend: nccl\n  share_gpus: true\n",
             &[],
-            "c.yaml:3: distributed.backend: nccl is not built",
+            "c.yaml:3: distributed.backend: nccl needs a GPU for each rank",
         ),
         (
             "distributed:\n  threads_per_rank: 0\n",

@@ -407,7 +407,7 @@ impl Section for Training {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Distributed {
-    /// Through what ranks talk.
+    /// Through what gradients go; all else goes through MPI.
     pub backend: Backend,
     /// How gradients are summed.
     pub reduce: Reduce,
@@ -448,9 +448,9 @@ impl Section for Distributed {
     const NAME: &'static str = "distributed";
 
     fn check(&self) -> std::result::Result<(), Fault> {
-        if self.backend == Backend::Nccl {
-            let what = "nccl is not built into this program yet; use auto or mpi".to_string();
-            return Err(Fault { key: "distributed.backend", what });
+        if self.backend == Backend::Nccl && self.share_gpus {
+            let what = "nccl needs a GPU for each rank, and share_gpus is true; use auto or mpi";
+            return Err(Fault { key: "distributed.backend", what: what.to_string() });
         }
         let bucket = self.bucket_mb.unwrap_or(4.0);
         let sizes = "from 0.0001 to 1024, or null";

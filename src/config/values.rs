@@ -386,12 +386,12 @@ pub enum Precision {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
-    /// The best that is built and there.
+    /// NCCL where each of several ranks has a GPU of its own, else MPI.
     #[default]
     Auto,
     /// MPI.
     Mpi,
-    /// NVIDIA's library: a word of the configuration, not built yet.
+    /// NVIDIA's library, or an error where it cannot be.
     Nccl,
 }
 

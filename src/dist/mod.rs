@@ -7,17 +7,21 @@
 //! - `heartbeat`, `watchdog`, `verdict`: signs of life, who watches them, who is to blame
 //! - `fault`: faults on purpose, for tests
 //! - `tree`: the one summation tree; `reduce`: its evaluation by all ranks, `overlap`: while
-//!   backward goes on
+//!   backward goes on; `layout`: where its parts lie
 //! - `mpi`: MPI itself, never blocking
+//! - `nccl`: NCCL likewise; `nccl_reduce`: the sum through it
 //!
-//! Knows no model and no data set. A further transport (NCCL) is a further arm of [`Comm`].
+//! Knows no model and no data set. Gradients may go through NCCL; all else goes through [`Comm`].
 
 mod agree;
 pub mod deadline;
 mod fault;
 pub mod heartbeat;
 mod launch;
+mod layout;
 mod mpi;
+mod nccl;
+mod nccl_reduce;
 mod overlap;
 #[cfg(test)]
 mod overlap_tests;
@@ -31,6 +35,8 @@ mod versions;
 mod watchdog;
 mod world;
 
+pub use nccl::nccl_library;
+pub use nccl_reduce::{NcclReducer, NcclReduction};
 pub use overlap::Own;
 pub use ranks::ranks;
 pub use reduce::{Reducer, Reduction};

@@ -16,6 +16,7 @@
 //! open requests. `fast` has stages 2 and 5 alone. A pass is advanced by the one thread that may
 //! call MPI, from the hooks of backward and afterwards until all is done.
 
+use super::layout::{Layout, Source};
 use super::reduce::Cuts;
 use super::tree::{self, Node};
 use crate::config::Reduce;
@@ -112,15 +113,6 @@ pub struct Own<'a> {
     pub keep: Box<dyn Any>,
 }
 
-/// Where a partial sum of the own slice lies.
-#[derive(Clone, Copy)]
-enum Source {
-    /// In a buffer of this rank.
-    Own(*mut f32),
-    /// In the inbox, the n-th from other ranks.
-    Foreign(usize),
-}
-
 /// The state of one step's sum.
 pub(super) struct Pass<'a, L: Link> {
     link: &'a L,
@@ -128,14 +120,7 @@ pub(super) struct Pass<'a, L: Link> {
     cuts: Cuts,
     m: usize,
     gradient: *mut f32,
-    /// Earlier partial sums that are added to the gradient, in this order.
-    chain: Vec<*mut f32>,
-    /// This rank's partial sums once that is done, in order of node.
-    mine: Vec<*mut f32>,
-    /// All ranks' partial sums of the own slice, in order of node.
-    sources: Vec<(Node, Source)>,
-    /// For each other rank how many partial sums it sends.
-    foreign: Vec<(usize, usize)>,
+    layout: Layout,
     inbox: &'a mut Vec<f32>,
     /// The inbox's memory; while the pass lasts it is reached through this pointer alone.
     inbox_data: *mut f32,
@@ -174,30 +159,13 @@ impl<'a, L: Link> Pass<'a, L> {
         assert_eq!(own.gradient.len(), cuts.total, "the gradient's length");
         assert!(own.parts.iter().all(|p| p.1.len() == cuts.total), "the partial sums' lengths");
         let gradient = numbers(own.gradient);
-        let (mut parts, mut chain) = (own.parts, Vec::new());
-        if let Some(leaf) = own.last.filter(|_| how == Reduce::Exact) {
-            let nodes: Vec<Node> = parts.iter().map(|p| p.0).collect();
-            let (absorbed, node) = tree::absorb(&nodes, leaf);
-            let absorbed = parts.split_off(parts.len() - absorbed);
-            chain.extend(absorbed.iter().rev().map(|p| numbers(p.1)));
-            parts.push((node, own.gradient));
-        }
-        let mine: Vec<(Node, *mut f32)> = parts.iter().map(|p| (p.0, numbers(p.1))).collect();
-        let mut sources: Vec<(Node, Source)> =
-            mine.iter().map(|(node, data)| (*node, Source::Own(*data))).collect();
-        let mut foreign = Vec::new();
-        let mut count = 0;
-        for from in (0..size).filter(|r| *r != rank && how == Reduce::Exact) {
-            let nodes = tree::maximal_nodes(tree::owned(from, size, m));
-            foreign.push((from, nodes.len()));
-            for node in nodes {
-                sources.push((node, Source::Foreign(count)));
-                count += 1;
-            }
-        }
-        sources.sort_by_key(|(node, _)| node.first());
+        let parts = own.parts.iter().map(|p| (p.0, numbers(p.1))).collect();
+        let layout = match how {
+            Reduce::Exact => Layout::new((rank, size, m), gradient, own.last, parts),
+            Reduce::Fast => Layout::default(),
+        };
         let stride = match how {
-            Reduce::Exact => count * cuts.longest_slice(),
+            Reduce::Exact => layout.incoming() * cuts.longest_slice(),
             Reduce::Fast if size > 1 => cuts.bucket.min(cuts.total),
             Reduce::Fast => 0,
         };
@@ -211,10 +179,7 @@ impl<'a, L: Link> Pass<'a, L> {
             cuts,
             m,
             gradient,
-            chain,
-            mine: mine.into_iter().map(|p| p.1).collect(),
-            sources,
-            foreign,
+            layout,
             inbox_data: inbox.as_mut_ptr(),
             inbox,
             stride,
@@ -296,7 +261,7 @@ impl<'a, L: Link> Pass<'a, L> {
         let len = self.cuts.slice(b, self.link.rank()).len();
         let mut at = self.inbox_of(b);
         if len > 0 {
-            for &(from, count) in &self.foreign {
+            for &(from, count) in &self.layout.foreign {
                 for _ in 0..count {
                     let requests = &mut self.sums_in[b % WINDOW];
                     // SAFETY: within the bucket's inbox, which has room for `len` numbers of every
@@ -320,7 +285,7 @@ impl<'a, L: Link> Pass<'a, L> {
         self.fold(self.cuts.bucket(b));
         for to in self.others() {
             let slice = self.cuts.slice(b, to);
-            for part in self.mine.iter().filter(|_| !slice.is_empty()) {
+            for part in self.layout.mine.iter().filter(|_| !slice.is_empty()) {
                 let requests = &mut self.sums_out[b % WINDOW];
                 // SAFETY: within the part. Backward is done with this bucket, and what it holds
                 // for others is next written in stage 3, after these requests are done.
@@ -405,7 +370,7 @@ impl<'a, L: Link> Pass<'a, L> {
 
     /// Adds the earlier partial sums to the own gradient, as pushing the last micro-batch would.
     fn fold(&self, bucket: Range<usize>) {
-        if self.chain.is_empty() {
+        if self.layout.chain.is_empty() {
             return;
         }
         for start in bucket.clone().step_by(BLOCK) {
@@ -415,7 +380,7 @@ impl<'a, L: Link> Pass<'a, L> {
             let block =
                 |data: *mut f32| unsafe { std::slice::from_raw_parts_mut(data.add(start), len) };
             let sum = block(self.gradient);
-            for left in &self.chain {
+            for left in &self.layout.chain {
                 // left + right and right + left have the same bits.
                 tree::add_into(sum, block(*left));
             }
@@ -427,7 +392,7 @@ impl<'a, L: Link> Pass<'a, L> {
         let inbox = self.inbox_of(b);
         for start in slice.clone().step_by(BLOCK) {
             let len = BLOCK.min(slice.end - start);
-            let parts = self.sources.iter().map(|(node, source)| {
+            let parts = self.layout.sources.iter().map(|(node, source)| {
                 // SAFETY: within the own buffer or the bucket's inbox; all are distinct, none has a
                 // live request on this slice, and libtorch is not using them now.
                 let part = unsafe {
@@ -439,7 +404,8 @@ impl<'a, L: Link> Pass<'a, L> {
                 };
                 (*node, part)
             });
-            let sum = tree::evaluate(parts.collect(), self.m).map(|sum| sum.as_ptr());
+            let mut add = |left: &mut &mut [f32], right: &mut [f32]| tree::add_into(left, right);
+            let sum = tree::evaluate(parts.collect(), self.m, &mut add).map(|sum| sum.as_ptr());
             // SAFETY: as above; the slices of `parts` are gone, and where the sum already stands
             // in the gradient nothing is copied.
             unsafe {

@@ -224,7 +224,9 @@ fn expected(values: &[Vec<f32>], how: Reduce) -> Vec<f32> {
     }
     let mut parts = fold(values, 0..values.len());
     let views = parts.iter_mut().map(|(n, v)| (*n, v.as_mut_slice())).collect();
-    tree::evaluate(views, values.len()).unwrap().to_vec()
+    tree::evaluate(views, values.len(), &mut |a, b: &mut [f32]| tree::add_into(a, b))
+        .unwrap()
+        .to_vec()
 }
 
 fn memory(values: &[Vec<f32>], how: Reduce, rank: usize, size: usize) -> Memory {

@@ -82,6 +82,11 @@ impl Reducer {
         Reducer { how, cuts, inbox: Vec::new() }
     }
 
+    /// How it sums, and how it cuts.
+    pub(super) fn plan(&self) -> (Reduce, Cuts) {
+        (self.how, self.cuts)
+    }
+
     /// Begins the sum of a step of `m` micro-batches; all ranks do, each with what it owns
     /// ([`super::tree::owned`]). Nothing is waited for.
     pub fn begin<'a>(

@@ -121,18 +121,19 @@ impl<T> Fold<T> {
 }
 
 /// Evaluates the tree of a step of `m` micro-batches. `parts` holds all ranks' partial sums, in
-/// order; sums happen in place in the leftmost part's slice and the result is that slice.
-/// Returns None if there are no parts.
-pub fn evaluate(parts: Vec<(Node, &mut [f32])>, m: usize) -> Option<&mut [f32]> {
+/// order, whatever they are; `add(left, right)` adds the right one to the left one. The result is
+/// the leftmost part. Returns None if there are no parts.
+pub fn evaluate<T>(parts: Vec<(Node, T)>, m: usize, add: &mut impl FnMut(&mut T, T)) -> Option<T> {
     let mut queue = parts.into_iter().peekable();
-    evaluate_node(Node::root(m), m, &mut queue)
+    evaluate_node(Node::root(m), m, &mut queue, add)
 }
 
-fn evaluate_node<'a, I: Iterator<Item = (Node, &'a mut [f32])>>(
+fn evaluate_node<T, I: Iterator<Item = (Node, T)>>(
     node: Node,
     m: usize,
     queue: &mut std::iter::Peekable<I>,
-) -> Option<&'a mut [f32]> {
+    add: &mut impl FnMut(&mut T, T),
+) -> Option<T> {
     if node.first() >= m {
         return None;
     }
@@ -143,11 +144,11 @@ fn evaluate_node<'a, I: Iterator<Item = (Node, &'a mut [f32])>>(
         return None;
     }
     let child = |side| Node { level: node.level - 1, index: node.index * 2 + side };
-    let left = evaluate_node(child(0), m, queue);
-    let right = evaluate_node(child(1), m, queue);
+    let left = evaluate_node(child(0), m, queue, add);
+    let right = evaluate_node(child(1), m, queue, add);
     match (left, right) {
-        (Some(left), Some(right)) => {
-            add_into(left, right);
+        (Some(mut left), Some(right)) => {
+            add(&mut left, right);
             Some(left)
         }
         (left, right) => left.or(right),
@@ -202,7 +203,7 @@ mod tests {
         let mut parts: Vec<(Node, Vec<f32>)> =
             (0..size).flat_map(|rank| fold_range(values, owned(rank, size, m))).collect();
         let views = parts.iter_mut().map(|(n, v)| (*n, v.as_mut_slice())).collect();
-        evaluate(views, m).map(|v| v[0])
+        evaluate(views, m, &mut |a, b: &mut [f32]| add_into(a, b)).map(|v| v[0])
     }
 
     proptest! {

@@ -166,15 +166,7 @@ impl MpiLibrary {
 
 /// The version of the NCCL that would be loaded; it answers without a GPU.
 pub fn nccl_version() -> String {
-    use cudarc::nccl::{result, sys};
-    // SAFETY: only asks the dynamic loader whether the library is there.
-    if !unsafe { sys::is_culib_present() } {
-        return "not found (libnccl.so; `bash jobs/setup.sh` links it)".to_string();
-    }
-    match result::get_nccl_version() {
-        Ok(v) => format!("{}.{}.{}", v / 10_000, v / 100 % 100, v % 100),
-        Err(error) => format!("present, but does not answer: {error:?}"),
-    }
+    super::nccl_library().unwrap_or_else(|why| why)
 }
 
 #[cfg(test)]

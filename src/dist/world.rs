@@ -6,7 +6,7 @@
 use super::mpi::Mpi;
 use super::versions::MpiLibrary;
 use super::watchdog::{LAST_MEETING, RendezvousTimer, last_words};
-use super::{Comm, fault, launch, stop};
+use super::{Comm, fault, launch, nccl, stop};
 use crate::config::Launcher;
 use crate::error::{Error, Result};
 use crate::files::host_name;
@@ -99,6 +99,7 @@ impl World {
 
     /// Leaves the job when all ranks have come here.
     pub fn finish(mut self) -> Result<()> {
+        nccl::leave();
         progress::enter("leaving MPI");
         self.comm.barrier()?;
         let _timer = (self.size() > 1).then(|| RendezvousTimer::new(LAST_MEETING));
@@ -118,7 +119,7 @@ impl Drop for World {
 }
 
 /// How long ranks may take to come together: 300 s, or `TRAINER_START_TIMEOUT`.
-fn start_limit() -> Result<Duration> {
+pub(super) fn start_limit() -> Result<Duration> {
     const VARIABLE: &str = "TRAINER_START_TIMEOUT";
     let Ok(text) = std::env::var(VARIABLE) else { return Ok(Duration::from_secs(300)) };
     let seconds = text.parse().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());

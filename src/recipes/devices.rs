@@ -1,8 +1,9 @@
-//! Which rank computes where: GPUs by node-local rank, and no GPU given to two ranks unknowingly.
+//! Which rank computes where: GPUs by node-local rank, and no GPU given to two ranks unknowingly. And
+//! what gradients go through, which depends on it.
 //!
 //! Pure judgement over what ranks found; `session` asks the machine and the other ranks.
 
-use crate::config::Device;
+use crate::config::{Backend, Device};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -89,9 +90,81 @@ pub fn judge(claims: &[Claim], share: bool) -> Result<bool> {
     ))
 }
 
+/// Where a job's gradients lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// In host memory.
+    Host,
+    /// In host memory, and tests have put a stand-in in NCCL's place (`tests/nccl/README.md`).
+    HostInTests,
+    /// On GPUs that some ranks share.
+    SharedGpus,
+    /// On a GPU of each rank's own.
+    OwnGpus,
+}
+
+/// Whether gradients go through NCCL, and why, in words that complete "gradients go through MPI: ".
+/// `library` is the NCCL that all ranks have, or why they have none; it is asked only where it
+/// matters.
+pub fn through_nccl(
+    wanted: Backend,
+    ranks: usize,
+    home: Home,
+    library: impl FnOnce() -> Result<std::result::Result<String, String>>,
+) -> Result<(bool, String)> {
+    let mpi = |why: &str| Ok((false, why.to_string()));
+    match (wanted, home) {
+        (Backend::Mpi, _) => mpi("distributed.backend says so"),
+        (Backend::Auto, _) if ranks == 1 => mpi("there is one rank, and nothing to exchange"),
+        (Backend::Auto, Home::Host | Home::HostInTests) => mpi("the ranks compute on CPUs"),
+        (Backend::Auto, Home::SharedGpus) => mpi("ranks share GPUs"),
+        (Backend::Nccl, Home::Host) => Err(Error::usage("nccl needs GPUs, and there are none")
+            .at("distributed.backend")
+            .hint("use auto or mpi, or give each rank a GPU")),
+        (Backend::Nccl, Home::SharedGpus) => Err(Error::usage("nccl cannot share GPUs")
+            .at("distributed.backend")
+            .hint("use auto or mpi, or give each rank its own GPU")),
+        (Backend::Auto, Home::OwnGpus) => match library()? {
+            Ok(version) => Ok((true, format!("{version}, each rank has a GPU of its own"))),
+            Err(why) => mpi(&why),
+        },
+        (Backend::Nccl, Home::OwnGpus | Home::HostInTests) => match library()? {
+            Ok(version) => Ok((true, format!("{version}, distributed.backend says so"))),
+            Err(why) => Err(Error::launch(why).at("distributed.backend").hint("use auto or mpi")),
+        },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nccl_is_taken_where_each_of_several_ranks_has_a_gpu() {
+        let there = || Ok(Ok("2.28.9".to_string()));
+        let missing = || Ok(Err("libnccl.so is not found".to_string()));
+        let auto = |ranks, home| through_nccl(Backend::Auto, ranks, home, there).unwrap();
+        assert!(auto(2, Home::OwnGpus).0);
+        for (ranks, home, why) in [
+            (1, Home::OwnGpus, "one rank"),
+            (2, Home::Host, "on CPUs"),
+            (2, Home::HostInTests, "on CPUs"),
+            (2, Home::SharedGpus, "share GPUs"),
+        ] {
+            let (nccl, text) = auto(ranks, home);
+            assert!(!nccl && text.contains(why), "{text}");
+        }
+        let (nccl, why) = through_nccl(Backend::Auto, 2, Home::OwnGpus, missing).unwrap();
+        assert!(!nccl && why.contains("not found"), "{why}");
+        assert!(through_nccl(Backend::Nccl, 1, Home::OwnGpus, there).unwrap().0);
+        assert!(!through_nccl(Backend::Mpi, 2, Home::OwnGpus, there).unwrap().0);
+        let code = |home, library: fn() -> _| {
+            through_nccl(Backend::Nccl, 2, home, library).unwrap_err().code()
+        };
+        assert_eq!(code(Home::Host, there), 2);
+        assert_eq!(code(Home::SharedGpus, there), 2);
+        assert_eq!(code(Home::OwnGpus, missing), 4);
+    }
 
     fn claim(host: &str, gpu: Option<&str>, visible: usize) -> Claim {
         Claim { host: host.to_string(), gpu: gpu.map(str::to_string), visible }

@@ -1,8 +1,8 @@
 //! What every recipe gets: the world, the console, and how this process computes.
 
-use super::devices::{Claim, Place, choose, judge};
-use crate::config::{Device, Distributed, Precision, difference};
-use crate::dist::{Limits, World};
+use super::devices::{Claim, Home, Place, choose, judge, through_nccl};
+use crate::config::{Backend, Device, Distributed, Precision, difference};
+use crate::dist::{Limits, World, nccl_library};
 use crate::error::{Error, Kind, Result};
 use crate::files::host_name;
 use crate::progress;
@@ -12,6 +12,9 @@ use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Set by tests that put a stand-in in NCCL's place, which works on host memory.
+const ON_HOST: &str = "TRAINER_NCCL_ON_HOST";
 
 /// This process among the ranks, and where it speaks.
 pub struct Session {
@@ -30,6 +33,17 @@ pub struct Compute {
     pub threads: usize,
     /// Whether some ranks share a GPU (`distributed.share_gpus`); NCCL is not possible then.
     pub shares_gpus: bool,
+}
+
+impl Compute {
+    fn home(&self) -> Home {
+        match self.device {
+            tch::Device::Cuda(_) if self.shares_gpus => Home::SharedGpus,
+            tch::Device::Cuda(_) => Home::OwnGpus,
+            tch::Device::Cpu if std::env::var_os(ON_HOST).is_some() => Home::HostInTests,
+            _ => Home::Host,
+        }
+    }
 }
 
 impl Session {
@@ -70,7 +84,43 @@ impl Session {
         tch::set_num_threads(threads as i32);
         torch::set_deterministic(true)?;
         self.agree(device, threads)?;
-        Ok(Compute { device, threads, shares_gpus })
+        let compute = Compute { device, threads, shares_gpus };
+        if distributed.backend == Backend::Nccl {
+            // What cannot be is refused before any work is done.
+            self.route(&compute, distributed)?;
+        }
+        Ok(compute)
+    }
+
+    /// Says what gradients go through, and opens it; all ranks call it together, before training.
+    pub fn start_gradients(&self, compute: &Compute, distributed: &Distributed) -> Result<()> {
+        let (nccl, why) = self.route(compute, distributed)?;
+        let what = if nccl { "NCCL" } else { "MPI" };
+        self.console.line(&format!("gradients go through {what}: {why}"));
+        if nccl {
+            // Before the watchdog, which would call ranks that all wait for NCCL deadlocked.
+            let limit =
+                distributed.progress_timeout.map(|s| Duration::from_secs(s as u64) * 9 / 10);
+            self.world.start_nccl(compute.device, limit)?;
+        }
+        Ok(())
+    }
+
+    fn route(&self, compute: &Compute, distributed: &Distributed) -> Result<(bool, String)> {
+        let comm = &self.world.comm;
+        through_nccl(distributed.backend, self.world.size(), compute.home(), || {
+            let own = nccl_library();
+            let text = own.clone().unwrap_or_else(|why| why);
+            Ok(match comm.odd_one(text.into_bytes())? {
+                None => own,
+                Some(odd) => Err(format!(
+                    "ranks have different NCCLs: rank 0 {}, rank {} {}",
+                    String::from_utf8_lossy(&odd.first),
+                    odd.rank,
+                    String::from_utf8_lossy(&odd.theirs)
+                )),
+            })
+        })
     }
 
     /// This rank's device, and whether ranks share GPUs. Compares all ranks.

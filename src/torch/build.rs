@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 fn main() {
     let cpp = "src/torch/cpp";
-    for file in ["shapes.h", "kernels.h", "kernels.cpp", "shim.h", "shim.cpp", "functions.cpp"] {
+    let sources = ["shim.cpp", "functions.cpp", "lane.cpp"];
+    for file in ["shapes.h", "kernels.h", "kernels.cpp", "shim.h"].iter().chain(&sources) {
         println!("cargo:rerun-if-changed={cpp}/{file}");
     }
     println!("cargo:rerun-if-changed=src/torch/build.rs");
@@ -31,8 +32,7 @@ fn main() {
         kernels(cpp, "avx512", &avx512);
     }
     base()
-        .file(format!("{cpp}/shim.cpp"))
-        .file(format!("{cpp}/functions.cpp"))
+        .files(sources.map(|file| format!("{cpp}/{file}")))
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
         .flag("-fopenmp")

@@ -111,13 +111,20 @@ impl Flat {
     /// parameter with the number of leading elements of the flat gradient that have their last
     /// value; parameters that take no part hold it back, so it need not reach [`Flat::len`].
     pub fn backward(&self, loss: &Tensor, mut ready: impl FnMut(usize)) -> Result<()> {
-        let mut done = vec![false; self.slots.len()];
-        let mut first = 0;
-        self.hooks.backward(loss, &mut |slot| {
-            done[slot] = true;
-            first += done[first..].iter().take_while(|done| **done).count();
-            ready(self.slots.get(first).map_or(self.len(), |slot| slot.offset));
-        })
+        let mut front = Front::new(self);
+        self.hooks.backward(loss, &mut |slot| ready(front.after(slot)))
+    }
+
+    /// The same on any device. On a GPU `ready` is called on autograd's thread while this one waits,
+    /// and the elements it speaks of have their last value when libtorch's current stream of that
+    /// thread has come so far.
+    pub fn backward_anywhere(
+        &self,
+        loss: &Tensor,
+        mut ready: impl FnMut(usize) + Send,
+    ) -> Result<()> {
+        let mut front = Front::new(self);
+        self.hooks.backward_anywhere(loss, &mut |slot| ready(front.after(slot)))
     }
 
     /// Sets all gradients to zero.
@@ -135,6 +142,28 @@ impl Flat {
         let buffer = self.data.empty_like();
         prefer_large_pages(&buffer);
         buffer
+    }
+}
+
+/// How far the front of the gradient has its last value.
+struct Front {
+    /// For each slot its offset and whether it is done; the end of the buffer.
+    slots: Vec<(usize, bool)>,
+    end: usize,
+    first: usize,
+}
+
+impl Front {
+    fn new(flat: &Flat) -> Front {
+        let slots = flat.slots.iter().map(|slot| (slot.offset, false)).collect();
+        Front { slots, end: flat.len(), first: 0 }
+    }
+
+    /// The number of leading elements that are done once `slot` is too.
+    fn after(&mut self, slot: usize) -> usize {
+        self.slots[slot].1 = true;
+        self.first += self.slots[self.first..].iter().take_while(|slot| slot.1).count();
+        self.slots.get(self.first).map_or(self.end, |slot| slot.0)
     }
 }
 

@@ -5,15 +5,18 @@
 //! - `shim`: safe Rust over the C functions of `cpp/`
 //! - `params`: parameters in declaration order, their initial values, loading by name
 //! - `flat`: trainable parameters and gradients as one buffer each
+//! - `lane`: a stream beside libtorch's own
 //! - `weights`: reading and writing safetensors, strictly
 
 pub mod cuda;
 mod flat;
+mod lane;
 mod params;
 mod shim;
 mod weights;
 
 pub use flat::{ALIGN, Flat, Slot, cells_of, slice_of};
+pub use lane::Lane;
 pub use params::{Init, LoadReport, Params, Path};
 pub use shim::{
     AdamwStep, Autocast, ScanInput, adamw, bias_gelu, causal_conv, keep_freed_memory, kernels_name,

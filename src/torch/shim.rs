@@ -82,7 +82,7 @@ unsafe extern "C" {
 }
 
 /// Turns a C message into an error.
-fn check(what: &str, message: *mut c_char) -> Result<()> {
+pub(super) fn check(what: &str, message: *mut c_char) -> Result<()> {
     if message.is_null() {
         return Ok(());
     }
@@ -136,16 +136,18 @@ pub struct GradientHooks(*mut c_void);
 
 /// Who listens during one backward pass, and where.
 struct Listener<'a> {
-    thread: ThreadId,
+    /// None: any thread will do.
+    thread: Option<ThreadId>,
     ready: &'a mut dyn FnMut(usize),
 }
 
 extern "C" fn gradient_is_ready(context: *mut c_void, slot: i64) {
     let listener = context.cast::<Listener>();
     // SAFETY: `backward` below keeps the listener alive and does not touch it during the pass. On
-    // another thread than its own (parameters on a GPU) nothing but the thread's name is read.
+    // another thread than its own (parameters on a GPU) nothing but the thread's name is read, or
+    // the listener may be told on any thread: autograd has one for a GPU, and parameters are on one.
     unsafe {
-        if (*listener).thread == std::thread::current().id() {
+        if (*listener).thread.is_none_or(|own| own == std::thread::current().id()) {
             ((*listener).ready)(slot as usize);
         }
     }
@@ -168,7 +170,21 @@ impl GradientHooks {
     /// its last value. Of parameters that are on a GPU nothing is told: their hooks run on
     /// autograd's thread.
     pub fn backward(&self, loss: &Tensor, ready: &mut dyn FnMut(usize)) -> Result<()> {
-        let mut listener = Listener { thread: std::thread::current().id(), ready };
+        self.run(loss, Listener { thread: Some(std::thread::current().id()), ready })
+    }
+
+    /// The same for parameters on any one device; `ready` may be called on autograd's thread, while
+    /// this one waits. On a GPU the gradient's last value is then on its way, on the stream that is
+    /// libtorch's current one on that thread.
+    pub fn backward_anywhere(
+        &self,
+        loss: &Tensor,
+        ready: &mut (dyn FnMut(usize) + Send),
+    ) -> Result<()> {
+        self.run(loss, Listener { thread: None, ready })
+    }
+
+    fn run(&self, loss: &Tensor, mut listener: Listener) -> Result<()> {
         let context = (&raw mut listener).cast::<c_void>();
         // SAFETY: all are live for the duration of the call, after which nobody is told any more.
         check("backward", unsafe {

@@ -11,7 +11,7 @@
 
 use crate::config::{Distributed, Reduce};
 use crate::dist::tree::{Fold, Node};
-use crate::dist::{Comm, Own, Reducer};
+use crate::dist::{Comm, NcclReducer, Own, Reducer};
 use crate::error::{Error, Result};
 use crate::torch::{Flat, cells_of, torch_error};
 use std::cell::{Cell, RefCell};
@@ -22,6 +22,8 @@ pub struct GradientSum {
     how: Reduce,
     overlap: bool,
     reducer: Reducer,
+    /// In its place where the job has NCCL.
+    nccl: Option<NcclReducer>,
     fold: Fold<Tensor>,
     /// Partial sums that are not in use.
     spare: Vec<Tensor>,
@@ -35,10 +37,12 @@ impl GradientSum {
     /// For these parameters and ranks.
     pub fn new(comm: &Comm, flat: &Flat, distributed: &Distributed) -> GradientSum {
         let how = distributed.reduce;
+        let reducer = Reducer::new(comm, how, flat.len(), distributed.bucket_mb);
         GradientSum {
             how,
             overlap: distributed.overlap,
-            reducer: Reducer::new(comm, how, flat.len(), distributed.bucket_mb),
+            nccl: NcclReducer::new(&reducer),
+            reducer,
             fold: Fold::default(),
             spare: Vec::new(),
         }
@@ -74,12 +78,53 @@ impl GradientSum {
     /// Backward of the last micro-batch, if this rank has any, of a step of `m`. Afterwards the
     /// flat gradient is the sum over all micro-batches, on every rank.
     pub fn finish(&mut self, flat: &Flat, comm: &Comm, m: usize, last: Option<Last>) -> Result<()> {
-        let (index, mut loss) = last.map_or((None, None), |(i, loss)| (Some(i), loss));
+        let (index, loss) = last.map_or((None, None), |(i, loss)| (Some(i), loss));
+        if self.nccl.is_some() {
+            return self.finish_by_nccl(flat, m, index, loss);
+        }
+        self.finish_in_memory(flat, comm, m, index, loss)
+    }
+
+    /// On the device that the gradient is on.
+    fn finish_by_nccl(
+        &mut self,
+        flat: &Flat,
+        m: usize,
+        index: Option<usize>,
+        loss: Option<Tensor>,
+    ) -> Result<()> {
+        let nccl = self.nccl.as_mut().ok_or_else(|| Error::bug("no NCCL"))?;
+        let parts = self.fold.take();
+        let mut reduction = nccl.begin(m, flat.grad(), index, &parts)?;
+        if let Some(loss) = loss {
+            let mut result = Ok(());
+            let overlap = self.overlap;
+            flat.backward_anywhere(&loss, |upto| {
+                if overlap && result.is_ok() {
+                    result = reduction.ready(upto);
+                }
+            })?;
+            result?;
+        }
+        reduction.finish()?;
+        self.spare.extend(parts.into_iter().map(|p| p.1));
+        Ok(())
+    }
+
+    /// In host memory, over MPI.
+    fn finish_in_memory(
+        &mut self,
+        flat: &Flat,
+        comm: &Comm,
+        m: usize,
+        index: Option<usize>,
+        mut loss: Option<Tensor>,
+    ) -> Result<()> {
         let on_cpu = flat.grad().device() == Device::Cpu;
         if let Some(loss) = loss.take_if(|_| !(self.overlap && on_cpu)) {
             flat.backward(&loss, |_| ())?;
         }
-        // The same tensors on the CPU; copies of those that are on a GPU, until NCCL takes them.
+        // The same tensors on the CPU; copies of those that are on a GPU.
         let home = |tensor: &Tensor| tensor.to_device(Device::Cpu);
         let parts = self.fold.take();
         let (gradient, sums) = (home(flat.grad()), parts.iter().map(|p| (p.0, home(&p.1))));

@@ -239,6 +239,7 @@ fn train(
         sections.training.micro_batches_per_step,
         count(sections.training.max_tokens_per_batch as u64),
     ));
+    session.start_gradients(&compute, &sections.distributed)?;
     let setup = Setup::new(sections, session, &compute)?;
     console.line(&setup.describe_data());
     if session.world.rank() == 0 {
