@@ -156,12 +156,12 @@ fn every_command_explains_itself() {
     let s = Scratch::new("help");
     let help = done(s.trainer("--help")).out;
     let commands = ["run", "embed", "train", "evaluate", "predict", "export", "inspect", "sample"];
-    for command in commands.iter().chain(&["doctor"]) {
+    for command in commands.iter().chain(&["doctor", "status"]) {
         says(&help, &[command]);
         says(&done(s.trainer(&format!("{command} --help"))).out, &["Usage: trainer", "--quiet"]);
     }
     let doctor = done(s.mpirun(2, "doctor"));
-    says(&doctor.out, &["libtorch", "HDF5", "MPI", "NCCL", "rank 0 of 2", "rank 1 of 2"]);
+    says(&doctor.out, &["libtorch", "HDF5", "MPI says the same", "NCCL", "2 ranks of 1 thread"]);
     assert!(doctor.seconds < 60.0);
 }
 

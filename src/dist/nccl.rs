@@ -85,10 +85,12 @@ pub fn nccl_library() -> std::result::Result<String, String> {
 
 impl World {
     /// Makes the job's communicator for ranks that compute on `device`; all ranks call it together,
-    /// once, with [`nccl_library`] there. No exchange may take longer than `limit`.
+    /// with [`nccl_library`] there. No exchange may take longer than `limit`. A job has one: a second
+    /// call does nothing.
     pub fn start_nccl(&self, device: tch::Device, limit: Option<Duration>) -> Result<()> {
-        let nccl = Rc::new(Nccl::new(&self.comm, device, limit)?);
-        JOINED.set(Some(nccl));
+        if joined().is_none() {
+            JOINED.set(Some(Rc::new(Nccl::new(&self.comm, device, limit)?)));
+        }
         Ok(())
     }
 }
@@ -145,8 +147,9 @@ impl Nccl {
         let code = unsafe {
             sys::ncclCommInitRankConfig(&mut raw, size as c_int, id, rank as c_int, config)
         };
-        let start = Some(world::start_limit()?);
-        let mut nccl = Nccl { comm: Cell::new(raw), lane, rank, size, limit: start };
+        let start = world::start_limit()?;
+        let start = limit.map_or(start, |limit| start.min(limit));
+        let mut nccl = Nccl { comm: Cell::new(raw), lane, rank, size, limit: Some(start) };
         nccl.check(Refused { what: "making an NCCL communicator", code })?;
         nccl.limit = limit;
         Ok(nccl)

@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 const ROUNDS: usize = 20;
 
-/// A heartbeat is believed for 10 s, and names of runs are made of the time.
+/// Names of runs are made of the time, in seconds.
 const TOO_FAR: f64 = 2.0;
 const NOTABLE: f64 = 0.1;
 
@@ -67,8 +67,8 @@ pub fn judge(bounds: &[Bounds], hosts: &[String]) -> Vec<Finding> {
             let finding = match by > TOO_FAR {
                 true => Finding::warning("clock", found)
                     .cause(
-                        "a run's heartbeat on another node would look stale or be believed too \
-                         long, and files seem to be from the future",
+                        "names of runs, records and `trainer status` have the wrong time, and files \
+                         seem to come from the future",
                     )
                     .remedy("have the node's clock synchronised (chronyc tracking, ntpq -p)"),
                 false => Finding::note("clock", found),

@@ -2,6 +2,8 @@
 
 use super::facts::RankFacts;
 use super::finding::Finding;
+use crate::config::Device;
+use crate::torch::cuda;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,87 +11,107 @@ use std::fs;
 /// One rank's view.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Facts {
-    /// Model and identity of each card that the driver of this node knows.
-    pub cards: Vec<(String, String)>,
-    /// Cards that libtorch can use here.
-    pub usable: usize,
+    /// Model of each card that the driver of this node knows.
+    pub cards: Vec<String>,
+    /// Model of each card that is visible to this rank.
+    pub visible: Vec<String>,
     /// CUDA_VISIBLE_DEVICES.
-    pub visible: Option<String>,
-    /// The card that this rank would take, as a number among the usable ones.
-    pub chosen: Option<usize>,
+    pub variable: Option<String>,
+    /// What keeps this program from computing on visible cards.
+    pub trouble: Option<String>,
+    /// The UUID of the card that this rank would take.
+    pub chosen: Option<String>,
 }
 
 /// Asks driver and libtorch. A rank takes the card of its number on the node, as a run does.
 pub fn gather(local_rank: usize) -> Facts {
-    let usable = tch::Cuda::device_count().max(0) as usize;
-    Facts {
+    let mut facts = Facts {
         cards: cards("/proc/driver/nvidia/gpus"),
-        usable,
-        visible: std::env::var("CUDA_VISIBLE_DEVICES").ok(),
-        chosen: (usable > 0).then(|| local_rank % usable),
+        variable: std::env::var("CUDA_VISIBLE_DEVICES").ok(),
+        ..Facts::default()
+    };
+    match cuda::gpus() {
+        Ok(gpus) if gpus.is_empty() => {}
+        Ok(gpus) => {
+            facts.visible = gpus.iter().map(|gpu| gpu.name.clone()).collect();
+            facts.chosen = Some(gpus[local_rank % gpus.len()].uuid.clone());
+            facts.trouble = cuda::load().err().map(|e| e.to_string().replace("\n  hint: ", "; "));
+        }
+        Err(what) => facts.trouble = Some(what.clone()),
     }
+    facts
 }
 
 /// The cards in the driver's own list.
-fn cards(list: &str) -> Vec<(String, String)> {
+fn cards(list: &str) -> Vec<String> {
     let entries = fs::read_dir(list).into_iter().flatten().flatten();
     let texts = entries.filter_map(|e| fs::read_to_string(e.path().join("information")).ok());
-    let mut cards: Vec<(String, String)> = texts
-        .map(|text| {
-            let field = |name: &str| {
-                let value = text.lines().find_map(|line| line.strip_prefix(name)?.split_once(':'));
-                value.map_or("unknown".to_string(), |(_, value)| value.trim().to_string())
-            };
-            (field("Model"), field("GPU UUID"))
-        })
-        .collect();
+    let model = |text: String| {
+        let value = text.lines().find_map(|line| line.strip_prefix("Model:"));
+        value.map_or("unknown".to_string(), |value| value.trim().to_string())
+    };
+    let mut cards: Vec<String> = texts.map(model).collect();
     cards.sort();
     cards
 }
 
-/// What that means.
-pub fn judge(all: &[RankFacts]) -> Vec<Finding> {
-    let some_have = all.iter().any(|facts| facts.gpu.usable > 0);
+/// What that means for a run that computes on `device`; `share` allows ranks to share a card.
+pub fn judge(all: &[RankFacts], device: Device, share: bool) -> Vec<Finding> {
+    if device == Device::Cpu {
+        return vec![Finding::ok("GPU", "not wanted (run.device: cpu)")];
+    }
+    let some_have = all.iter().any(|facts| facts.gpu.chosen.is_some());
     let mut findings: Vec<Finding> =
         all.iter().map(|f| judge_one(&f.gpu, some_have).on(f.rank, &f.host)).collect();
-    let mut takers: BTreeMap<(&str, &str, usize), Vec<&RankFacts>> = BTreeMap::new();
+    let mut takers: BTreeMap<&str, Vec<&RankFacts>> = BTreeMap::new();
     for facts in all {
-        if let Some(chosen) = facts.gpu.chosen {
-            let visible = facts.gpu.visible.as_deref().unwrap_or("");
-            takers.entry((&facts.node, visible, chosen)).or_default().push(facts);
+        if let Some(uuid) = &facts.gpu.chosen {
+            takers.entry(uuid).or_default().push(facts);
         }
     }
-    for ((_, _, card), ranks) in takers.into_iter().filter(|(_, ranks)| ranks.len() > 1) {
-        let finding = Finding::warning("GPU", format!("{} ranks share card {card}", ranks.len()))
-            .cause("there are more ranks on the node than cards; NCCL refuses that")
-            .remedy("start as many ranks on a node as it has cards (sbatch --gpus-per-node=N)");
+    for (uuid, ranks) in takers.into_iter().filter(|(_, ranks)| ranks.len() > 1) {
+        let found = format!("{} ranks share one card ({uuid})", ranks.len());
+        let finding = match share {
+            true => Finding::note("GPU", found)
+                .cause("distributed.share_gpus allows it; NCCL is not possible then"),
+            false => Finding::stops("GPU", found)
+                .cause("there are more ranks on the node than cards, or each is shown the same one")
+                .remedy(
+                    "start as many ranks on a node as it has cards (sbatch --gpus-per-node=N, srun \
+                     --gpu-bind=none), or set distributed.share_gpus: true",
+                ),
+        };
         findings.push(ranks.iter().fold(finding, |finding, f| finding.on(f.rank, &f.host)));
     }
     findings
 }
 
 fn judge_one(gpu: &Facts, some_have: bool) -> Finding {
-    let hidden = gpu.visible.as_deref().is_some_and(|list| list.is_empty() || list == "-1");
-    let models: Vec<&str> = gpu.cards.iter().map(|(model, _)| model.as_str()).collect();
-    match (gpu.cards.len(), gpu.usable) {
-        (0, 0) if some_have => Finding::stops("GPU", "no GPU here, and other ranks have one")
+    let hidden = gpu.variable.as_deref().is_some_and(|list| list.is_empty() || list == "-1");
+    let bad = if some_have { Finding::stops } else { Finding::warning };
+    match (gpu.cards.len().max(gpu.visible.len()), &gpu.trouble) {
+        (0, None) if some_have => Finding::stops("GPU", "no GPU here, and other ranks have one")
             .cause("ranks on unlike devices compute other bits: a run refuses them")
             .remedy("start all ranks on nodes of one kind, or set run.device: cpu"),
-        (0, 0) => Finding::ok("GPU", "none; computing on the CPU"),
-        (n, 0) if hidden => {
-            let finding = if some_have { Finding::stops } else { Finding::warning };
-            finding("GPU", format!("{n} in the node ({}), all hidden", models.join(", ")))
-                .cause("CUDA_VISIBLE_DEVICES names none of them")
-                .remedy(
-                    "unset CUDA_VISIBLE_DEVICES, or ask Slurm for GPUs (sbatch --gpus-per-node=N)",
-                )
+        (0, None) => Finding::ok("GPU", "none; computing on the CPU"),
+        (_, Some(trouble)) => bad("GPU", format!("not usable: {trouble}"))
+            .cause("a GPU is here, and driver, container or libtorch do not fit together")
+            .remedy(
+                "look at `nvidia-smi`; `bash jobs/setup.sh --cuda` installs a libtorch with CUDA",
+            ),
+        (n, None) if gpu.visible.is_empty() => {
+            let cause = match hidden {
+                true => "CUDA_VISIBLE_DEVICES names none of them",
+                false => "the job was given none",
+            };
+            bad("GPU", format!("{n} in the node ({}), none visible", gpu.cards.join(", ")))
+                .cause(cause)
+                .remedy("unset CUDA_VISIBLE_DEVICES, or ask for GPUs: sbatch --gpus-per-node=N")
         }
-        (n, 0) => {
-            Finding::warning("GPU", format!("{n} in the node ({}), none usable", models.join(", ")))
-                .cause("this libtorch has no CUDA, or the job was given no GPU")
-                .remedy("bash jobs/setup.sh --cuda; under Slurm sbatch --gpus-per-node=N")
-        }
-        (_, usable) => Finding::ok("GPU", format!("{usable} usable ({})", models.join(", "))),
+        (_, None) => Finding::ok(
+            "GPU",
+            format!("{} visible ({})", gpu.visible.len(), gpu.visible.join(", ")),
+        ),
     }
 }
 
@@ -100,11 +122,13 @@ mod tests {
     use super::*;
 
     fn worst(all: &[RankFacts]) -> Finding {
-        judge(all).into_iter().max_by_key(|f| f.status).unwrap()
+        judge(all, Device::Auto, false).into_iter().max_by_key(|f| f.status).unwrap()
     }
 
-    fn card() -> (String, String) {
-        ("NVIDIA H200".into(), "GPU-1".into())
+    fn sees(uuid: &str) -> Facts {
+        let card = || vec!["NVIDIA H200".to_string()];
+        let chosen = Some(uuid.to_string());
+        Facts { cards: card(), visible: card(), chosen, ..Facts::default() }
     }
 
     #[test]
@@ -112,19 +136,20 @@ mod tests {
         let mut all = ranks_on("a", 2);
         assert_eq!(worst(&all).status, Status::Ok);
         for facts in &mut all {
-            facts.gpu = Facts { cards: vec![card()], ..Facts::default() };
+            facts.gpu = Facts { chosen: None, visible: vec![], ..sees("") };
         }
-        assert!(worst(&all).remedy.unwrap().contains("--cuda"));
-        all[0].gpu.visible = Some(String::new());
-        assert!(judge(&all)[0].cause.as_ref().unwrap().contains("CUDA_VISIBLE_DEVICES"));
-        for facts in &mut all {
-            facts.gpu = Facts { usable: 1, chosen: Some(0), cards: vec![card()], visible: None };
-        }
+        assert!(worst(&all).cause.unwrap().contains("given none"));
+        all[0].gpu.variable = Some(String::new());
+        assert!(judge(&all, Device::Auto, false)[0].cause.as_ref().unwrap().contains("VISIBLE"));
+        all.iter_mut().for_each(|facts| facts.gpu = sees("GPU-1"));
         let shared = worst(&all);
-        assert_eq!((shared.status, shared.ranks.len()), (Status::Warning, 2));
-        // Each sees one card, and not the same.
-        all[1].gpu.visible = Some("1".into());
+        assert_eq!((shared.status, shared.ranks.len()), (Status::Stops, 2));
+        assert!(judge(&all, Device::Auto, true).iter().all(|f| f.status < Status::Warning));
+        assert_eq!(judge(&all, Device::Cpu, false)[0].status, Status::Ok);
+        all[1].gpu = sees("GPU-2");
         assert_eq!(worst(&all).status, Status::Ok);
+        all[1].gpu.trouble = Some("no CUDA half".into());
+        assert_eq!(worst(&all).status, Status::Stops);
         all[1].gpu = Facts::default();
         assert_eq!(worst(&all).status, Status::Stops);
     }
@@ -135,7 +160,7 @@ mod tests {
         fs::create_dir_all(dir.join("0000:01:00.0")).unwrap();
         let text = "Model: \t\t NVIDIA H200\nIRQ:   \t\t 42\nGPU UUID: \t GPU-1\n";
         fs::write(dir.join("0000:01:00.0/information"), text).unwrap();
-        assert_eq!(cards(dir.to_str().unwrap()), [card()]);
+        assert_eq!(cards(dir.to_str().unwrap()), ["NVIDIA H200"]);
         assert!(cards("/nowhere").is_empty());
         fs::remove_dir_all(dir).unwrap();
     }

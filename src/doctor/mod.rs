@@ -49,18 +49,18 @@ pub struct Target<'a> {
     pub set: &'a [String],
 }
 
-/// No step of this may leave the ranks waiting for longer.
+/// No part of this takes longer where all ranks are alive and hear each other.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Looks at everything. All ranks take part, and all get the report.
 pub fn examine(world: &World, target: Option<&Target>) -> Result<Report> {
     let begin = Instant::now();
-    let _limit = Limit::start();
+    let part = Parts::begin();
     let comm = &world.comm;
-    progress::enter("asking the ranks about themselves");
+    part.enter("asking the ranks about themselves");
     let all = facts::gather(world)?;
     let hosts: Vec<String> = all.iter().map(|facts| facts.host.clone()).collect();
-    progress::enter("reading the configuration");
+    part.enter("reading the configuration");
     let (wanted, own) = match target.map(read_configuration) {
         Some(Ok((wanted, keys))) => (wanted, Ok(keys)),
         Some(Err(error)) => (Wanted::nothing(), Err(Box::new(configuration::refused(&error)))),
@@ -80,19 +80,19 @@ pub fn examine(world: &World, target: Option<&Target>) -> Result<Report> {
         let found = limits::judge_shared(facts.shared, node.len()).into_iter();
         findings.extend(found.map(|f| node.iter().fold(f, |f, one| f.on(one.rank, &one.host))));
     }
-    findings.extend(gpu::judge(&all));
+    findings.extend(gpu::judge(&all, wanted.device, wanted.share_gpus));
     if comm.size() > 1 {
-        progress::enter("comparing clocks");
+        part.enter("comparing clocks");
         findings.extend(clock::judge(&clock::gather(comm)?, &hosts));
-        progress::enter("adding numbers over all ranks (all-reduce)");
+        part.enter("adding numbers over all ranks (all-reduce)");
         let room = all[comm.rank()].memory.left().unwrap_or(u64::MAX) / 4 / world.local_size as u64;
         findings.extend(all_reduce::judge(&all_reduce::measure(comm, room)?, comm.size()));
     }
-    let (found, can_read) = look_at_files(world, &wanted, &all)?;
+    let (found, can_read) = look_at_files(world, &part, &wanted, &all)?;
     findings.extend(found);
     findings.extend(configuration::judge_read(&read, &hosts));
     if let Some(target) = target.filter(|_| readable) {
-        findings.extend(look_at_configuration(world, &wanted, target, can_read)?);
+        findings.extend(look_at_configuration(world, &part, &wanted, target, can_read)?);
     }
     report(world, all, findings, begin)
 }
@@ -101,11 +101,12 @@ pub fn examine(world: &World, target: Option<&Target>) -> Result<Report> {
 /// what is to be read can be read everywhere.
 fn look_at_files(
     world: &World,
+    part: &Parts,
     wanted: &Wanted,
     all: &[RankFacts],
 ) -> Result<(Vec<Finding>, bool)> {
     let comm = &world.comm;
-    progress::enter("trying the files of a run");
+    part.enter("trying the files of a run");
     let own = match world.local_rank {
         0 => Some(disk::gather(&wanted.places)?),
         _ => None,
@@ -138,7 +139,7 @@ fn look_at_files(
             continue;
         };
         if comm.size() > 1 && place.need == Need::SharedDirectory {
-            progress::enter(format!("looking for other ranks' files in {}", place.path.display()));
+            part.enter(format!("looking for other ranks' files in {}", place.path.display()));
             let seen = shared::gather(comm, existing[0])?;
             findings.extend(shared::judge(place, &seen, &hosts));
         }
@@ -154,6 +155,7 @@ fn read_configuration(target: &Target) -> Result<(Wanted, Value)> {
 
 fn look_at_configuration(
     world: &World,
+    part: &Parts,
     wanted: &Wanted,
     target: &Target,
     can_read: bool,
@@ -162,7 +164,7 @@ fn look_at_configuration(
         configuration::judge_ranks(wanted, world.size()).into_iter().collect();
     // Where the data cannot be read that is told already, and a dry run might hang.
     if can_read {
-        progress::enter("trying the configuration (a dry run)");
+        part.enter("trying the configuration (a dry run)");
         // What ranks do together is not in it: rank 0 does it alone.
         found.push(world.comm.decide(|| configuration::dry_run(target.config, target.set))?);
     }
@@ -194,23 +196,35 @@ fn report(
     })
 }
 
-/// Ends the job where a rank or the network does not answer, until it is dropped.
-struct Limit {
-    _held: Sender<()>,
-}
+/// The parts of the examination. Where one does not end, because a rank or the network does not
+/// answer, the job is ended.
+struct Parts(Sender<()>);
 
-impl Limit {
-    fn start() -> Limit {
-        let (held, released) = channel::<()>();
+impl Parts {
+    fn begin() -> Parts {
+        let (next, begun) = channel();
         std::thread::spawn(move || {
-            if released.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                fail(&Error::launch(format!("no answer for {} s", PATIENCE.as_secs())).hint(
-                    "a rank is stopped or gone, or MPI's network between the nodes does not \
-                         work (Open MPI: OMPI_MCA_btl_tcp_if_include=the interface that connects \
-                         them; firewalls)",
-                ));
+            loop {
+                match begun.recv_timeout(PATIENCE) {
+                    Ok(()) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
+                    Err(RecvTimeoutError::Timeout) => fail(
+                        &Error::launch(format!("no answer for {} s", PATIENCE.as_secs())).hint(
+                            "a rank is stopped or gone, or MPI's network between the nodes does \
+                             not work (Open MPI: OMPI_MCA_btl_tcp_if_include=the interface that \
+                             connects them; firewalls)",
+                        ),
+                    ),
+                }
             }
         });
-        Limit { _held: held }
+        Parts(next)
+    }
+
+    /// This part begins, in words that complete "while ...".
+    fn enter(&self, what: impl Into<String>) {
+        progress::enter(what);
+        // The thread lives as long as this does.
+        let _ = self.0.send(());
     }
 }

@@ -1,6 +1,6 @@
 //! What a run will touch on disk.
 
-use crate::config::{ConfigFile, Dataset, Distributed, Esm, Run, Training};
+use crate::config::{ConfigFile, Dataset, Device, Distributed, Esm, Run, Training};
 use crate::error::Result;
 use crate::recipes;
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,10 @@ pub struct Wanted {
     pub threads: Option<usize>,
     /// Micro-batches of a step that training needs a rank's share of; None: nothing is trained.
     pub micro_batches: Option<usize>,
+    /// Where tensors are to live.
+    pub device: Device,
+    /// Whether ranks may share a GPU.
+    pub share_gpus: bool,
 }
 
 impl Wanted {
@@ -45,7 +49,8 @@ impl Wanted {
     pub fn nothing() -> Wanted {
         let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("."));
         let places = vec![place("working directory", &here, Need::SharedDirectory), temporary()];
-        Wanted { places, threads: Some(1), micro_batches: None }
+        let device = Device::Auto;
+        Wanted { places, threads: Some(1), micro_batches: None, device, share_gpus: false }
     }
 
     /// Of a configuration, which its recipe has checked.
@@ -75,6 +80,8 @@ impl Wanted {
             threads: distributed.threads_per_rank,
             micro_batches: (!distributed.allow_idle_ranks)
                 .then_some(training.micro_batches_per_step),
+            device: run.device,
+            share_gpus: distributed.share_gpus,
         })
     }
 }

@@ -5,6 +5,8 @@
 //! step (`dist::tree`), so the sum has the same bits on any number of ranks; whether it overlaps
 //! with backward, and how it is cut, changes none. `fast`: all add up in the one flat gradient.
 //!
+//! Where the job has NCCL the sum takes place where the gradient is, else in host memory over MPI.
+//!
 //! Beside the flat gradient, n micro-batches of a rank take at most floor(log2 (n - 1)) + 1
 //! buffers of its size (twice that where the rank's first micro-batch is an unlucky one), none
 //! for n = 1 and none for `fast`; and what [`Reducer`] says.
@@ -79,36 +81,13 @@ impl GradientSum {
     /// flat gradient is the sum over all micro-batches, on every rank.
     pub fn finish(&mut self, flat: &Flat, comm: &Comm, m: usize, last: Option<Last>) -> Result<()> {
         let (index, loss) = last.map_or((None, None), |(i, loss)| (Some(i), loss));
-        if self.nccl.is_some() {
-            return self.finish_by_nccl(flat, m, index, loss);
+        if let Some(nccl) = &mut self.nccl {
+            let parts = self.fold.take();
+            sum_by_nccl(nccl, flat, m, (index, loss), &parts, self.overlap)?;
+            self.spare.extend(parts.into_iter().map(|p| p.1));
+            return Ok(());
         }
         self.finish_in_memory(flat, comm, m, index, loss)
-    }
-
-    /// On the device that the gradient is on.
-    fn finish_by_nccl(
-        &mut self,
-        flat: &Flat,
-        m: usize,
-        index: Option<usize>,
-        loss: Option<Tensor>,
-    ) -> Result<()> {
-        let nccl = self.nccl.as_mut().ok_or_else(|| Error::bug("no NCCL"))?;
-        let parts = self.fold.take();
-        let mut reduction = nccl.begin(m, flat.grad(), index, &parts)?;
-        if let Some(loss) = loss {
-            let mut result = Ok(());
-            let overlap = self.overlap;
-            flat.backward_anywhere(&loss, |upto| {
-                if overlap && result.is_ok() {
-                    result = reduction.ready(upto);
-                }
-            })?;
-            result?;
-        }
-        reduction.finish()?;
-        self.spare.extend(parts.into_iter().map(|p| p.1));
-        Ok(())
     }
 
     /// In host memory, over MPI.
@@ -156,6 +135,28 @@ impl GradientSum {
         self.spare.extend(parts.into_iter().map(|p| p.1));
         Ok(())
     }
+}
+
+/// The same where the gradient is; nothing is copied to the host.
+fn sum_by_nccl(
+    nccl: &mut NcclReducer,
+    flat: &Flat,
+    m: usize,
+    (index, loss): (Option<usize>, Option<Tensor>),
+    parts: &[(Node, Tensor)],
+    overlap: bool,
+) -> Result<()> {
+    let mut reduction = nccl.begin(m, flat.grad(), index, parts)?;
+    if let Some(loss) = loss {
+        let mut result = Ok(());
+        flat.backward_anywhere(&loss, |upto| {
+            if overlap && result.is_ok() {
+                result = reduction.ready(upto);
+            }
+        })?;
+        result?;
+    }
+    reduction.finish()
 }
 
 fn cells(tensor: &Tensor) -> Result<&[Cell<f32>]> {

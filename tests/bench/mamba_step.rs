@@ -49,9 +49,10 @@ fn device(name: &str) -> Result<Device> {
 
 /// Milliseconds of a call, the median of `repeats` after one that is not counted.
 fn milliseconds(device: Device, repeats: usize, work: impl Fn()) -> f64 {
-    let wait = || match device {
-        Device::Cuda(i) => tch::Cuda::synchronize(i as i64),
-        _ => {}
+    let wait = || {
+        if let Device::Cuda(i) = device {
+            tch::Cuda::synchronize(i as i64);
+        }
     };
     let mut times: Vec<f64> = (0..=repeats)
         .map(|_| {

@@ -30,7 +30,7 @@ fn configurations() {
             "CUDA without a GPU",
             4,
             "doctor c.yaml --set run.device=cuda",
-            "no CUDA device | --cuda | exit code 4",
+            "no GPU is visible to this rank | CUDA_VISIBLE_DEVICES | exit code 4",
         )
         .needs("[ ! -e /proc/driver/nvidia/version ]"),
         case(

@@ -17,6 +17,9 @@ const TRAIN: &str = "train c.yaml --set training.use_precomputed_embeddings=fals
     --set distributed.bucket_mb=0.002";
 const STEPS: u64 = 3;
 
+/// Elements of a bucket of 0.002 MB.
+const BUCKET: u64 = 524;
+
 struct Bench {
     scratch: Scratch,
     library: PathBuf,
@@ -114,13 +117,25 @@ fn buckets(outcome: &Outcome) -> Vec<(u64, u64)> {
     .collect()
 }
 
+/// Messages that a rank sends in a step, and gets: for each bucket its partial sum to every other
+/// rank that owns a slice there, and the sum of its own slice, if it has one, to all.
+fn messages(elements: u64, size: u64, rank: u64) -> u64 {
+    let in_bucket = |start: u64| {
+        let lines = BUCKET.min(elements - start).div_ceil(16);
+        let owns = |r: u64| (r + 1) * lines / size > r * lines / size;
+        let others = (0..size).filter(|r| *r != rank && owns(*r)).count() as u64;
+        others + if owns(rank) { size - 1 } else { 0 }
+    };
+    (0..elements).step_by(BUCKET as usize).map(in_bucket).sum()
+}
+
 #[test]
 fn exact_gives_one_process_s_bytes_in_as_many_calls_as_buckets_and_ranks_say() {
     let bench = Bench::new("exact");
     let alone = bench.finished("alone", 0, "");
     assert!(alone.err.contains("gradients go through MPI: there is one rank"), "{}", alone.err);
     let expected = bench.weights("alone");
-    let mut bytes_a_rank = Vec::new();
+    let mut totals = Vec::new();
     for ranks in [0, 1, 2, 4] {
         let name = format!("exact-{ranks}");
         let outcome = bench.finished(&name, ranks, "--set distributed.backend=nccl");
@@ -135,22 +150,28 @@ fn exact_gives_one_process_s_bytes_in_as_many_calls_as_buckets_and_ranks_say() {
         assert!(sent.iter().map(|s| s.0).sum::<u64>() > 0, "some are sent in backward");
         let told = bench.told(&name, "destroyed");
         assert_eq!(told.len() as u64, size);
-        for one in &told {
+        // Eight micro-batches on 1, 2 or 4 ranks are one partial sum a rank. Each element goes to its
+        // owner from all others, and back.
+        let bytes: u64 = told.iter().map(|one| count(one, "sent_bytes")).sum();
+        let elements = bytes / (4 * 2 * (size - 1) * STEPS).max(1);
+        for (rank, one) in told.iter().enumerate() {
             assert_eq!((count(one, "inits"), count(one, "size")), (1, size));
-            // Eight micro-batches on 1, 2 or 4 ranks are one partial sum a rank; two exchanges.
             let groups = if size == 1 { 0 } else { 2 * all * STEPS };
             assert_eq!(count(one, "groups"), groups, "{one}");
-            assert_eq!(count(one, "sends"), groups * (size - 1), "{one}");
-            assert_eq!(count(one, "receives"), groups * (size - 1), "{one}");
+            let messages = messages(elements, size, rank as u64) * STEPS;
+            assert_eq!(
+                (count(one, "sends"), count(one, "receives")),
+                (messages, messages),
+                "{one}"
+            );
             assert_eq!(count(one, "sums"), 0);
         }
-        let bytes: u64 = told.iter().map(|one| count(one, "sent_bytes")).sum();
         if size > 1 {
-            assert_eq!(bytes % (2 * (size - 1)), 0);
-            bytes_a_rank.push(bytes / (2 * (size - 1)));
+            assert_eq!(elements.div_ceil(BUCKET), all);
+            totals.push(elements);
         }
     }
-    assert!(bytes_a_rank[0] > 0 && bytes_a_rank[0] == bytes_a_rank[1], "{bytes_a_rank:?}");
+    assert!(totals.len() == 2 && totals[0] == totals[1], "{totals:?}");
 }
 
 /// Ranks that own different numbers of micro-batches, several partial sums each, and none at all.
