@@ -7,7 +7,8 @@
 # which they take for a wish to stop: they would save together, but wait for the dead one until Slurm's KillWait, usually 30 s.
 
 trap : INT TERM USR1 # they come to the command as well
-"$@" &
+# Until it listens it is not to die of USR1, which comes again.
+(trap '' USR1; exec "$@") &
 while kill -0 $! 2>/dev/null; do wait $!; done
 wait $!
 code=$?

@@ -7,6 +7,8 @@
 #
 # Afterwards $trainer and $mpi are set, and `launch COMMAND…` runs a command to the job's end.
 
+early=no
+trap 'early=yes' USR1 # for `launch` to hand on
 job=$SLURM_JOB_ID
 [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # this task, and none of its siblings
 trainer=${TRAINER:-$home/.venv/bin/trainer}
@@ -41,22 +43,23 @@ check_mpi() {
     mpi=${TRAINER_MPI:-$mpi}
 }
 
-# USR1 comes before the time limit (#SBATCH --signal), TERM when Slurm ends the job. The ranks save on either.
+# USR1 comes before the time limit (#SBATCH --signal), TERM when Slurm ends the job. The ranks save on either. They are told again and
+# again, for one that is just being started does not listen yet.
 pass_on() {
     signalled=yes
-    # srun and programs that are just being started are killed by it.
-    while [ $((SECONDS - began)) -lt 5 ] && kill -0 "$step" 2>/dev/null; do sleep 0.2; done
-    kill -USR1 "$step" 2>/dev/null || true
+    [ -z "$teller" ] || return 0
+    while kill -USR1 "$step" 2>/dev/null; do sleep 2; done &
+    teller=$!
 }
 
 # launch COMMAND…: runs it as the rest of the job. Exit code 75 (stopped, state saved) puts the job back into the queue, once more
 # under the same number; any other is the job's own.
 launch() {
     local code
-    step='' began=$SECONDS
+    (trap '' USR1; exec "$@") & # srun would die of it in its first moments
+    step=$! teller=''
     trap pass_on USR1 TERM
-    "$@" &
-    step=$!
+    [ $early = no ] || pass_on
     # A signal ends `wait` early; it is asked again until it speaks of the command itself.
     while :; do
         signalled=no code=0
@@ -64,6 +67,7 @@ launch() {
         [ $signalled = yes ] || break
     done
     trap '' USR1 TERM
+    [ -z "$teller" ] || kill "$teller" 2>/dev/null || true
     [ $code -ne 75 ] || requeue
     exit $code
 }
