@@ -84,8 +84,8 @@ impl Bench {
 
     fn loss(&self, name: &str) -> f64 {
         let text = fs::read_to_string(self.only(name, "metrics.jsonl")).unwrap();
-        let records = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        let last = records.filter(|r| r["kind"] == "train").last().unwrap();
+        let mut records = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let last = records.rfind(|r| r["kind"] == "train").unwrap();
         assert_eq!(last["step"], STEPS);
         last["loss"].as_f64().unwrap()
     }
