@@ -96,11 +96,19 @@ impl Recipe for PtmMambaRecipe {
         let compute = sections.compute(session, None)?;
         let dir = sections.cache_dir();
         let work = || embed(&sections, session, &compute, part);
+        let heartbeats = dir.join(embed::side_name(HEARTBEATS, part));
+        let is_finished = session.world.comm.decide(|| {
+            let finished = dir.join("manifest.json").exists();
+            if finished {
+                // A job that was killed as it left has left these behind.
+                let _ = std::fs::remove_dir_all(&heartbeats);
+            }
+            Ok(finished)
+        })?;
         // A finished cache may lie where nothing can be written.
-        if session.world.comm.decide(|| Ok(dir.join("manifest.json").exists()))? {
+        if is_finished {
             return work();
         }
-        let heartbeats = dir.join(embed::side_name(HEARTBEATS, part));
         session.watched(&heartbeats, &sections.distributed, work)
     }
 
