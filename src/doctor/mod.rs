@@ -37,6 +37,7 @@ use crate::progress;
 use facts::RankFacts;
 use places::{Need, Wanted};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
@@ -184,12 +185,11 @@ fn report(
         false => f,
     });
     let findings = world.comm.decide(|| Ok(finding::merge(placed)))?;
-    let mut hosts: Vec<String> = all.into_iter().map(|facts| facts.host).collect();
-    hosts.dedup();
+    let hosts: BTreeSet<String> = all.into_iter().map(|facts| facts.host).collect();
     Ok(Report {
         trainer: env!("CARGO_PKG_VERSION").to_string(),
         ranks: world.size(),
-        hosts,
+        hosts: hosts.into_iter().collect(),
         seconds: begin.elapsed().as_secs_f64(),
         verdict: findings.iter().map(|f| f.status).max().unwrap_or(Status::Ok),
         findings,
