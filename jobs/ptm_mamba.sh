@@ -4,8 +4,8 @@
 #   bash jobs/ptm_mamba.sh [CONFIG] [N] [more trainer arguments]
 #
 #   CONFIG   default configs/ptm_mamba.yaml
-#   N        ranks; default: the cores, at most 8, the micro-batches of a step in the configurations here. (GPUs are not counted:
-#            the program does not use them yet.)
+#   N        ranks; default: the cores, at most 8, the micro-batches of a step in the configurations here. GPUs are not
+#            counted: where there are some, say as many
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -62,13 +62,11 @@ pub fn enter(phase: impl Into<String>) {
     tracing::debug!("{phase}");
     IN_PHASE.store(0, Ordering::Relaxed);
     TICKS.fetch_add(1, Ordering::Relaxed);
+    *lock(&PHASE) = Phase { name: phase.clone(), since: Some(Instant::now()) };
+    // Told after the change, so that what happens now happens in the new phase.
     if let Some(observer) = OBSERVER.get() {
-        // Told after the change, so that what happens now happens in the new phase.
-        *lock(&PHASE) = Phase { name: phase.clone(), since: Some(Instant::now()) };
         observer(&phase, 0);
-        return;
     }
-    *lock(&PHASE) = Phase { name: phase, since: Some(Instant::now()) };
 }
 
 /// Says that a piece of work is done. Fails where the job is to end and this thread was told to ask
@@ -92,8 +90,7 @@ pub fn advance() {
     TICKS.fetch_add(1, Ordering::Relaxed);
     let within = IN_PHASE.fetch_add(1, Ordering::Relaxed) + 1;
     if let Some(observer) = OBSERVER.get() {
-        let phase = current();
-        observer(&phase, within);
+        observer(&current(), within);
     }
 }
 

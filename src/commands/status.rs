@@ -35,7 +35,11 @@ pub fn run(args: &StatusArgs, session: &Session) -> Result<()> {
         return Ok(());
     }
     let dir = newest(&args.dir)?;
-    let jobs: Vec<Job> = heartbeat_dirs(&dir)?.iter().map(|dir| Job::read(dir)).collect();
+    let mut jobs: Vec<Job> = heartbeat_dirs(&dir)?.iter().map(|dir| Job::read(dir)).collect();
+    if is_run(&dir) && run_dir::is_complete(&dir)? {
+        // Signs of life that are left were those of a job that was killed as it left.
+        jobs.clear();
+    }
     let text =
         if args.json { format!("{:#}\n", as_json(&dir, &jobs)?) } else { as_text(&dir, &jobs)? };
     files::print(&text)

@@ -43,7 +43,7 @@ fn needed() -> Duration {
 }
 
 /// Time left until the limit, where one is known.
-pub fn left() -> Option<Duration> {
+fn left() -> Option<Duration> {
     let end = *END.lock().unwrap_or_else(PoisonError::into_inner);
     end.map(|end| end.saturating_duration_since(Instant::now()))
 }

@@ -1,7 +1,7 @@
 //! The world: who we are among the ranks, and everything they do together.
 //!
 //! - `world`: starting and ending the job, ranks and nodes; `ranks`: ranks in words
-//! - `launch`: whether launcher and MPI understand each other; `versions`: which MPI, which NCCL
+//! - `launch`: whether launcher and MPI understand each other; `versions`: which MPI
 //! - `stop`: the flag that signals set; `deadline`: the job's time limit; `restarts`: crash loops
 //! - `agree`: what all ranks must know of each other while each does its own work
 //! - `heartbeat`, `watchdog`, `verdict`: signs of life, who watches them, who is to blame
@@ -41,8 +41,8 @@ pub use overlap::Own;
 pub use ranks::ranks;
 pub use reduce::{Reducer, Reduction};
 pub use verdict::Limits;
-pub use versions::{MpiLibrary, Vendor, nccl_version};
-pub use watchdog::{HUNG, Watch};
+pub use versions::{MpiLibrary, Vendor};
+pub use watchdog::Watch;
 pub use world::{World, abort, fail, on_panic};
 
 use crate::error::{Error, Result};

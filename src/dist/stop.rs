@@ -36,7 +36,7 @@ pub fn install() {
 }
 
 /// What [`requested`] says where the job's time is nearly up.
-pub const TIME_LIMIT: &str = "the job's time limit";
+const TIME_LIMIT: &str = "the job's time limit";
 
 /// Stands for [`TIME_LIMIT`] among the signals.
 const NO_SIGNAL: i32 = -1;

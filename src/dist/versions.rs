@@ -1,5 +1,4 @@
-//! Which libraries ranks talk through: the MPI this program was built with and the one it runs
-//! with, and NCCL.
+//! The MPI that this program was built with, and the one it runs with.
 
 use crate::error::{Error, Result};
 use std::fmt;
@@ -162,11 +161,6 @@ impl MpiLibrary {
              says which), or build it with this one: `bash jobs/setup.sh`",
         ))
     }
-}
-
-/// The version of the NCCL that would be loaded; it answers without a GPU.
-pub fn nccl_version() -> String {
-    super::nccl_library().unwrap_or_else(|why| why)
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// The exit code of a job that was ended because it hung.
-pub const HUNG: i32 = 76;
+const HUNG: i32 = 76;
 
 /// How often the thread looks at flags.
 const LOOK: Duration = Duration::from_millis(50);

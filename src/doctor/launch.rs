@@ -6,7 +6,7 @@
 use super::facts::RankFacts;
 use super::finding::Finding;
 use crate::config::{Launcher, LauncherKind, environment};
-use crate::dist::{MpiLibrary, nccl_version};
+use crate::dist::{MpiLibrary, nccl_library};
 use crate::torch;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -38,7 +38,7 @@ pub fn gather() -> Facts {
         libraries: vec![
             ("libtorch".into(), torch::torch_version()),
             ("HDF5".into(), format!("{major}.{minor}.{patch}")),
-            ("NCCL".into(), nccl_version()),
+            ("NCCL".into(), nccl_library().unwrap_or_else(|why| why)),
         ],
         kernels: torch::kernels_name(),
     }

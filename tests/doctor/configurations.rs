@@ -27,6 +27,13 @@ fn configurations() {
         )
         .launcher(&mpirun(3)),
         case(
+            "NCCL without a GPU",
+            4,
+            "doctor c.yaml --set distributed.backend=nccl",
+            "distributed.backend: nccl needs GPUs, and there are none | use auto or mpi | exit code 2",
+        )
+        .needs("[ ! -e /proc/driver/nvidia/version ]"),
+        case(
             "CUDA without a GPU",
             4,
             "doctor c.yaml --set run.device=cuda",
