@@ -25,6 +25,8 @@ pub enum Purpose {
     Crop = 7,
     /// Synthetic data sets.
     Sample = 8,
+    /// Which tokens of a text are predicted, and what stands there: (position, copy, sample).
+    TokenMask = 9,
 }
 
 /// A key for random numbers of one purpose under one seed.

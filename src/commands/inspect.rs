@@ -2,7 +2,7 @@
 //! whole.
 
 use crate::cache::{self, verify};
-use crate::config::{ConfigFile, Dataset, Esm, OverLength};
+use crate::config::ConfigFile;
 use crate::data::fasta::FastaIndex;
 use crate::data::is_fasta;
 use crate::data::labels::{POS, TOKEN};
@@ -195,9 +195,6 @@ fn data_file(path: &Path) -> Result<String> {
         ));
     }
     let table = read_table(path)?;
-    let dataset = Dataset::default();
-    // Nothing is over-long to somebody who only wants to see the data.
-    let esm = Esm { max_length: usize::MAX, over_length: OverLength::Crop, ..Esm::default() };
     let head = format!(
         "table {}: {} rows, columns {}\n",
         path.display(),
@@ -208,7 +205,7 @@ fn data_file(path: &Path) -> Result<String> {
     {
         return Ok(format!("{head}{}\n\n{}", sites(&table)?, fragment(path, None)));
     }
-    match recipes::ptm_mamba::describe(path, &dataset, &esm) {
+    match recipes::ptm_mamba::describe(path) {
         Ok((said, longest)) => Ok(format!("{head}{said}\n\n{}", fragment(path, Some(longest)))),
         Err(error) => Ok(format!("{head}not readable as PTM sequences: {error}")),
     }

@@ -62,13 +62,18 @@ pub struct ModelArgs {
 /// The subcommands.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Embed what is not embedded yet, train or go on training, and evaluate.
+    /// Prepare and embed what is not there yet, train or go on training, and evaluate.
     Run {
         #[command(flatten)]
         config: ConfigArgs,
         /// Begin a new run even if there is one to go on with.
         #[arg(long)]
         new: bool,
+    },
+    /// Make the samples that training reads from raw tables.
+    Prepare {
+        #[command(flatten)]
+        config: ConfigArgs,
     },
     /// Precompute ESM embeddings into a sharded HDF5 cache.
     Embed {
@@ -95,9 +100,9 @@ pub enum Command {
         /// What to predict for [default: dataset.dataset_location].
         #[arg(long)]
         input: Option<PathBuf>,
-        /// Least probability that is written.
-        #[arg(long, default_value_t = 0.01)]
-        min_probability: f64,
+        /// Least probability that is written [default: 0.01].
+        #[arg(long)]
+        min_probability: Option<f64>,
         /// One vector a sequence instead of one a residue (.h5).
         #[arg(long)]
         mean: bool,
@@ -162,6 +167,7 @@ impl Cli {
     fn config(&self) -> Option<&ConfigArgs> {
         match &self.command {
             Command::Run { config, .. }
+            | Command::Prepare { config }
             | Command::Embed { config, .. }
             | Command::Train { config, .. } => Some(config),
             Command::Evaluate(args) => Some(&args.config),
@@ -181,10 +187,21 @@ impl Cli {
                 if config.dry_run {
                     return dry(recipe, &file, session).map(|()| 0);
                 }
+                if recipe.needs_prepare(&file, session)? {
+                    recipe.prepare(&file, session)?;
+                }
                 if recipe.needs_cache(&file)? {
                     recipe.embed(&file, session, (0, 1))?;
                 }
                 recipe.train(&file, session, *new)
+            }
+            Command::Prepare { config } => {
+                let (file, recipe) = config.open()?;
+                if config.dry_run {
+                    dry(recipe, &file, session)
+                } else {
+                    recipe.prepare(&file, session)
+                }
             }
             Command::Embed { config, part } => {
                 let (file, recipe) = config.open()?;

@@ -25,7 +25,9 @@ pub use cores::Cores;
 pub use file::ConfigFile;
 pub use identity::{difference, identity};
 pub use launcher::{Launcher, LauncherKind, array_part, environment};
-pub use sections::{Dataset, Distributed, Esm, Fault, Masking, Run, Section, Training, require};
+pub use sections::{
+    Dataset, Distributed, Esm, Fault, Masking, Run, Section, Training, probability, require,
+};
 pub use values::{
     Backend, Device, Dtype, EvaluationStrategy, GreaterIsBetter, MaskPolicy, OverLength, Pooling,
     Precision, PtmResidue, Reduce, ReportTo, Resume, Schedule, Size, UserPath,

@@ -56,7 +56,7 @@ fn some_if_given(key: &'static str, n: Option<usize>) -> std::result::Result<(),
 }
 
 /// Requires a probability.
-fn probability(key: &'static str, p: f64) -> std::result::Result<(), Fault> {
+pub fn probability(key: &'static str, p: f64) -> std::result::Result<(), Fault> {
     require((0.0..=1.0).contains(&p), key, p, "a probability from 0 to 1")
 }
 
@@ -77,7 +77,7 @@ pub struct Run {
 impl Default for Run {
     fn default() -> Self {
         Run {
-            name: "ptm-mamba".to_string(),
+            name: "run".to_string(),
             output_dir: UserPath::default_at("outputs"),
             seed: 42,
             device: Device::Auto,
@@ -102,12 +102,6 @@ impl Section for Run {
 pub struct Dataset {
     /// The data file (CSV, FASTA, either gzipped); null where a recipe has no use for one.
     pub dataset_location: Option<UserPath>,
-    /// The sequences (FASTA) that a label table in `dataset_location` speaks about.
-    pub sequences: Option<UserPath>,
-    /// CSV column of the sequences.
-    pub sequence_column_name: String,
-    /// CSV column of the ids; a file without it is numbered from 0.
-    pub id_column_name: String,
     /// Validation set.
     pub val_size: Size,
     /// Test set.
@@ -126,9 +120,6 @@ impl Default for Dataset {
     fn default() -> Self {
         Dataset {
             dataset_location: None,
-            sequences: None,
-            sequence_column_name: "ptm_seq".to_string(),
-            id_column_name: "unique_id".to_string(),
             val_size: Size::Samples(10_000),
             test_size: Size::Samples(5_000),
             split_seed: 42,
@@ -245,13 +236,11 @@ fn directory_or_map<'de, D: Deserializer<'de>>(
 pub struct Masking {
     /// Probability that a position is masked.
     pub mask_prob: f64,
-    /// Probability that a micro-batch must predict all its PTM tokens as well.
-    pub ptm_mask_prob: f64,
 }
 
 impl Default for Masking {
     fn default() -> Self {
-        Masking { mask_prob: 0.15, ptm_mask_prob: 0.8 }
+        Masking { mask_prob: 0.15 }
     }
 }
 
@@ -259,8 +248,7 @@ impl Section for Masking {
     const NAME: &'static str = "masking";
 
     fn check(&self) -> std::result::Result<(), Fault> {
-        probability("masking.mask_prob", self.mask_prob)?;
-        probability("masking.ptm_mask_prob", self.ptm_mask_prob)
+        probability("masking.mask_prob", self.mask_prob)
     }
 }
 
@@ -268,14 +256,6 @@ impl Section for Masking {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Training {
-    /// Whether ESM embeddings enter the model.
-    pub use_esm: bool,
-    /// Whether they are read from a cache, or computed within the step.
-    pub use_precomputed_embeddings: bool,
-    /// The cache to read, or a folder of upstream's `.h5` files; null: `esm.cache_dir`.
-    pub embeddings_dir: Option<UserPath>,
-    /// Allows training by masking on embeddings that saw the answers, as upstream did.
-    pub allow_leak: bool,
     /// Passes over the training set.
     pub num_train_epochs: usize,
     /// Ends the run after so many steps, if sooner.
@@ -331,10 +311,6 @@ pub struct Training {
 impl Default for Training {
     fn default() -> Self {
         Training {
-            use_esm: true,
-            use_precomputed_embeddings: false,
-            embeddings_dir: None,
-            allow_leak: false,
             num_train_epochs: 10,
             max_steps: None,
             eval_steps: 100,

@@ -7,7 +7,8 @@
 //! * [`split`] says which sample is for training, validation and test;
 //! * [`plan`] puts samples of known lengths into micro-batches and steps, and [`plan_embed`] puts
 //!   sequences into batches and shards. Both are pure functions and know no number of ranks;
-//! * [`masks`] says which positions are hidden in which copy of a sequence;
+//! * [`masks`] says which positions are hidden in which copy of a sequence, [`token_masks`] which
+//!   tokens of a text;
 //! * [`loader`] prepares batches ahead of their use, on threads of its own.
 
 pub mod esm_alphabet;
@@ -20,6 +21,7 @@ pub mod plan_embed;
 pub mod ptm_vocab;
 pub mod split;
 pub mod table;
+pub mod token_masks;
 
 use crate::error::{Error, Result};
 use crate::files;

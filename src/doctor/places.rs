@@ -1,8 +1,8 @@
 //! What a run will touch on disk.
 
-use crate::config::{ConfigFile, Dataset, Device, Distributed, Esm, Run, Training};
+use crate::config::{ConfigFile, Device};
 use crate::error::Result;
-use crate::recipes;
+use crate::recipes::{self, Shared};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -56,25 +56,13 @@ impl Wanted {
     /// Of a configuration, which its recipe has checked.
     pub fn of(file: &ConfigFile) -> Result<Wanted> {
         let recipe = recipes::find(file.recipe()?).map_err(|e| e.at(file.place("recipe")))?;
-        let needs_cache = recipe.needs_cache(file)?;
-        let (run, dataset, esm): (Run, Dataset, Esm) = (file.read()?, file.read()?, file.read()?);
-        let (training, distributed): (Training, Distributed) = (file.read()?, file.read()?);
+        let Shared { run, training, distributed } = recipe.shared(file)?;
         let mut places = vec![place("run.output_dir", &run.output_dir, Need::SharedDirectory)];
-        if needs_cache {
-            let usual = Path::new("hdf5_cache").join(&run.name);
-            let dir = esm.cache_dir.as_ref().map_or(usual.as_path(), |dir| dir);
-            places.push(place("esm.cache_dir", dir, Need::SharedDirectory));
-        }
+        let (made, read): (Vec<_>, Vec<_>) =
+            recipe.touches(file)?.into_iter().partition(|touched| touched.is_made);
+        places.extend(made.iter().map(|t| place(t.key, &t.path, Need::SharedDirectory)));
         places.push(temporary());
-        let named = [
-            ("dataset.dataset_location", dataset.dataset_location.as_deref()),
-            ("dataset.sequences", dataset.sequences.as_deref()),
-            ("esm.model", esm.model.as_str().map(Path::new)),
-            ("training.embeddings_dir", training.embeddings_dir.as_deref()),
-        ];
-        for (role, path) in named {
-            places.extend(path.map(|path| place(role, path, Need::Read)));
-        }
+        places.extend(read.iter().map(|t| place(t.key, &t.path, Need::Read)));
         Ok(Wanted {
             places,
             threads: distributed.threads_per_rank,

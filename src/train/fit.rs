@@ -4,9 +4,8 @@
 //! was stopped between the two, in an evaluation or a save, goes on with exactly that.
 
 use super::checkpoint::{self, Loaded, State};
-use super::evaluate::{EvaluationPlan, evaluate};
+use super::evaluate::{Evaluation, EvaluationPlan, evaluate};
 use super::records::{At, Records, Timing, loss};
-use super::run_dir::{self, RunDir};
 use super::saver::{Saver, repair_links};
 use super::schedule::learning_rate;
 use super::step::{Outcome, Stepper};
@@ -14,9 +13,8 @@ use super::task::{BatchKey, Data, Part, Phase, Task};
 use crate::config::{Distributed, EvaluationStrategy, Resume, Training, difference};
 use crate::data::loader::Loader;
 use crate::data::plan::{Plan, Step};
-use crate::dist::{Comm, deadline, restarts, stop, tree};
+use crate::dist::{Comm, deadline, stop, tree};
 use crate::error::{Error, Kind, Result};
-use crate::metrics::additive::Additive;
 use crate::metrics::best::Judge;
 use crate::progress;
 use crate::report::console::Console;
@@ -42,8 +40,8 @@ pub struct Settings {
     pub threads_per_rank: usize,
     /// CPU capability, device and libtorch.
     pub platform: String,
-    /// The run's directory.
-    pub run_dir: RunDir,
+    /// The run's directory, or that of a stage of it.
+    pub run_dir: PathBuf,
     /// Which way is better, for `training.metric_for_best_model`, and its name.
     pub metric: (String, crate::metrics::registry::Direction),
     /// What the split record says: sizes, seed and file.
@@ -60,7 +58,7 @@ pub struct Plans {
     pub test: EvaluationPlan,
 }
 
-/// Trains until all steps are done and the best checkpoint is tested. Where the job is asked to stop,
+/// Trains until all steps are done and the best checkpoint, which stays in the model, is tested. Where the job is asked to stop,
 /// everything is saved and the error is [`Kind::Preempted`].
 pub fn fit<T: Task>(
     task: &T,
@@ -131,12 +129,11 @@ impl<'a, T: Task> Run<'a, T> {
         let state = resumed.as_ref().map(|l| (l.state.step, l.state.evaluated_step));
         let (step, evaluated_step) = state.unwrap_or((0, 0));
         let records = (comm.rank() == 0).then(|| {
-            let (terms, figures) = (task.terms(), task.figures());
-            let dir = &settings.run_dir.path;
+            let dir = &settings.run_dir;
             if let Some(loaded) = resumed.as_ref().filter(|l| l.dir.starts_with(dir)) {
                 repair_links(dir, &loaded.state)?;
             }
-            let mut records = Records::open(console.clone(), dir, training, terms, figures, state)?;
+            let mut records = Records::open(console.clone(), dir, training, task, state)?;
             let (sizes, seed, file) = &settings.split;
             records.split(*sizes, *seed, file)?;
             Ok::<_, Error>(records)
@@ -153,7 +150,7 @@ impl<'a, T: Task> Run<'a, T> {
             Ok((job.epoch, job.m, batches.collect::<Result<Vec<_>>>()?))
         })?;
         Ok(Run {
-            saver: Saver::new(&settings.run_dir.path, training.save_total_limit),
+            saver: Saver::new(&settings.run_dir, training.save_total_limit),
             records: records.transpose()?,
             saved_step: resumed.map(|l| l.state.step),
             is_best: false,
@@ -212,20 +209,20 @@ impl<'a, T: Task> Run<'a, T> {
 
     /// Evaluates the validation part.
     fn evaluate(&mut self) -> Result<()> {
-        let metrics = self.evaluate_part(&self.plans.val)?;
-        let value = self.value(&metrics).unwrap_or(f64::NAN);
+        let evaluation = self.evaluate_part(&self.plans.val)?;
+        let value = self.value(&evaluation).unwrap_or(f64::NAN);
         self.is_best = self.judge.observe(self.step, value).is_best;
         self.evaluated_step = self.step;
         // A checkpoint of this step that a signal left behind does not know of the evaluation.
         self.saved_step = None;
         let at = self.at();
         if let Some(records) = &mut self.records {
-            records.evaluation(Part::Val, at, &metrics, None)?;
+            records.evaluation(Part::Val, at, &evaluation, None)?;
         }
         Ok(())
     }
 
-    fn evaluate_part(&self, plan: &EvaluationPlan) -> Result<Additive> {
+    fn evaluate_part(&self, plan: &EvaluationPlan) -> Result<Evaluation> {
         let name = plan.part.name();
         evaluate(self.task, self.comm, plan, self.settings.training.num_workers, |done, total| {
             self.console.progress(
@@ -237,10 +234,10 @@ impl<'a, T: Task> Run<'a, T> {
     }
 
     /// The metric that decides what is best.
-    fn value(&self, metrics: &Additive) -> Option<f64> {
+    fn value(&self, evaluation: &Evaluation) -> Option<f64> {
         match self.settings.metric.0.as_str() {
-            "loss" => loss(metrics, &self.task.terms()),
-            name => metrics.mean(name),
+            "loss" => loss(&evaluation.additive, &self.task.terms()),
+            name => evaluation.figure(name),
         }
     }
 
@@ -320,32 +317,29 @@ impl<'a, T: Task> Run<'a, T> {
         )))
     }
 
-    /// Tests the best checkpoint and marks the run as complete.
+    /// Leaves the best checkpoint's weights in the model, tested.
     fn finish(&mut self) -> Result<()> {
         progress::enter("waiting for the last save");
         self.saver.wait()?;
         self.comm.barrier()?;
         self.console.finish();
+        let best = self.load_best()?;
         if !self.plans.test.micro_batches.is_empty() {
-            let best = self.load_best()?;
-            let metrics = self.evaluate_part(&self.plans.test)?;
+            let evaluation = self.evaluate_part(&self.plans.test)?;
             let at = self.at();
             if let Some(records) = &mut self.records {
-                records.evaluation(Part::Test, at, &metrics, Some(best))?;
+                records.evaluation(Part::Test, at, &evaluation, Some(best))?;
             }
         }
         if let Some(records) = &mut self.records {
             records.sync()?;
-            run_dir::complete(&self.settings.run_dir.path, &self.settings.identity)?;
-            restarts::forget(&self.settings.run_dir.path.join(run_dir::STARTS));
         }
-        self.console.line(&format!("done: {}", self.settings.run_dir.path.display()));
         Ok(())
     }
 
     /// Puts the best checkpoint's weights (the last one's, without a best) into the model.
     fn load_best(&mut self) -> Result<u64> {
-        let dir = self.settings.run_dir.path.clone();
+        let dir = self.settings.run_dir.clone();
         let step = self.comm.decide(|| {
             let linked = checkpoint::linked_step(&dir.join("best.ckpt"));
             Ok(linked.unwrap_or(self.step))
@@ -397,7 +391,7 @@ fn print_sizes<T: Task>(task: &T, stepper: &Stepper, console: &Console) {
 
 /// Rank 0 decides which checkpoint the run goes on from; everyone opens it.
 fn find_checkpoint(comm: &Comm, settings: &Settings, console: &Console) -> Result<Option<Loaded>> {
-    let dir = settings.run_dir.path.join("checkpoints");
+    let dir = settings.run_dir.join("checkpoints");
     let found: Option<PathBuf> =
         comm.decide(|| match &settings.training.resume_from_checkpoint {
             Resume::None => Ok(None),

@@ -1,8 +1,9 @@
 //! What a run leaves for people and programs to read: step lines, `metrics.jsonl`, `metrics.json`,
 //! TensorBoard. Rank 0 alone has one.
 
+use super::evaluate::Evaluation;
 use super::step::StepResult;
-use super::task::{Part, TermSpec};
+use super::task::{Part, Task, TermSpec};
 use crate::config::{ReportTo, Training};
 use crate::error::Result;
 use crate::metrics::additive::{Additive, Term};
@@ -62,23 +63,22 @@ pub struct Records {
 impl Records {
     /// Opens a run's records. `resumed` is (step, last evaluated step) of the checkpoint that the
     /// run goes on from: whatever came later is dropped.
-    pub fn open(
+    pub fn open<T: Task>(
         console: Arc<Console>,
         run_dir: &Path,
         training: &Training,
-        terms: Vec<TermSpec>,
-        figures: Vec<&'static str>,
+        task: &T,
         resumed: Option<(u64, u64)>,
     ) -> Result<Records> {
+        let (terms, figures) = (task.terms(), task.figures());
         let path = run_dir.join("metrics.jsonl");
         let (step, evaluated) = resumed.unwrap_or((0, 0));
         jsonl::cut_back(&path, jsonl::known_at(step, evaluated))?;
-        let names: Vec<String> = ["loss", "preplexity"]
-            .into_iter()
-            .chain(figures.iter().copied())
-            .chain(["act_bs", "act_seq_len"])
-            .map(String::from)
-            .collect();
+        let mut names = vec!["loss".to_string()];
+        names.extend(task.has_perplexity().then(|| "preplexity".to_string()));
+        names.extend(figures.iter().map(|name| name.to_string()));
+        names.extend(task.table_figures());
+        names.extend(["act_bs", "act_seq_len"].map(String::from));
         let metrics_json = MetricsJson::new(&path, &run_dir.join("metrics.json"), &names);
         let tensorboard = training
             .report_to
@@ -189,9 +189,10 @@ impl Records {
         &mut self,
         part: Part,
         at: At,
-        metrics: &Additive,
+        evaluation: &Evaluation,
         best_step: Option<u64>,
     ) -> Result<()> {
+        let metrics = &evaluation.additive;
         let (kind, batch_kind) = match part {
             Part::Test => ("test", "test_batch"),
             _ => ("val", "val_batch"),
@@ -215,8 +216,12 @@ impl Records {
         if let Some(step) = best_step {
             record.insert("best_step".into(), json!(step));
         }
-        let shown =
-            self.fill(&mut record, &|name| Some(metrics.total(name)), metrics.batches().count());
+        let batches = metrics.batches().count();
+        let mut shown = self.fill(&mut record, &|name| Some(metrics.total(name)), batches);
+        for (name, value) in &evaluation.figures {
+            record.insert(name.clone(), json!(value));
+            shown.push((name.clone(), *value));
+        }
         self.jsonl.append(&Value::Object(record))?;
         if let Some(board) = &mut self.tensorboard {
             for (name, value) in &shown {

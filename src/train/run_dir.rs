@@ -2,8 +2,10 @@
 //!
 //! A run directory is `<output_dir>/<name>-YYYY-MM-DD-HH-MM-SS/` (UTC). A start goes on with the
 //! newest one of the same name and identity that is not complete, so a requeued job needs no flag.
-//! Rank 0's heartbeat says whether a process is at work there.
+//! Rank 0's heartbeat says whether a process is at work there. A run of several stages keeps each
+//! but the last in a directory of its own within it.
 
+use super::checkpoint;
 use crate::dist::heartbeat::{self, Beat, HEARTBEATS, Process};
 use crate::error::{Error, Result};
 use crate::files;
@@ -73,6 +75,40 @@ pub fn list(output_dir: &Path, name: &str) -> Result<Vec<PathBuf>> {
     found.sort();
     found.reverse();
     Ok(found)
+}
+
+/// Where a run keeps checkpoints: its own directory and those of its stages.
+fn homes(run_dir: &Path) -> Vec<PathBuf> {
+    let mut homes = vec![run_dir.to_path_buf()];
+    // What cannot be listed has no checkpoint to go on from; opening one will tell why.
+    if let Ok(entries) = fs::read_dir(run_dir) {
+        homes.extend(entries.flatten().map(|e| e.path()).filter(|p| p.join(RUN).is_file()));
+    }
+    homes
+}
+
+/// Steps behind a run, those of its stages included, as far as checkpoints know.
+pub fn steps(run_dir: &Path) -> u64 {
+    let last = |dir: &PathBuf| checkpoint::linked_step(&dir.join("last.ckpt"));
+    homes(run_dir).iter().filter_map(last).sum()
+}
+
+/// Threads a rank that a run's checkpoints were made with.
+pub fn stored_threads(run_dir: &Path) -> Option<usize> {
+    let state = |dir: &PathBuf| checkpoint::open(&dir.join("last.ckpt")).ok();
+    homes(run_dir).iter().find_map(state).map(|loaded| loaded.state.threads_per_rank)
+}
+
+/// Makes the directory of a stage, if it is not there (rank 0 alone).
+pub fn begin_stage(dir: &Path, identity: &str) -> Result<()> {
+    files::make_dir(dir)?;
+    sweep(dir)?;
+    if dir.join(RUN).is_file() { Ok(()) } else { write(dir, identity, false) }
+}
+
+/// Whether a stage was brought to its end.
+pub fn is_stage_complete(dir: &Path) -> Result<bool> {
+    if dir.join(RUN).is_file() { is_complete(dir) } else { Ok(false) }
 }
 
 /// The best checkpoint of a run; any other path as it is.

@@ -302,7 +302,7 @@ pub(super) fn gather(comm: &Comm, own: Additive) -> Result<Additive> {
     Ok(all)
 }
 
-fn floats(bytes: &[u8]) -> Vec<f64> {
+pub(super) fn floats(bytes: &[u8]) -> Vec<f64> {
     bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes"))).collect()
 }
 

@@ -6,6 +6,7 @@
 
 pub use crate::data::split::Part;
 use crate::error::Result;
+use crate::metrics::table::Table;
 use crate::torch::Params;
 use std::sync::Arc;
 use tch::Tensor;
@@ -59,6 +60,9 @@ pub struct Output {
     pub sums: Vec<Tensor>,
     /// Further additive figures: (name, sum, count).
     pub figures: Vec<(&'static str, f64, f64)>,
+    /// In evaluation, a row of numbers for each sample, if the task's metrics need them all at
+    /// once: (the sample's index in its part, numbers), rows of one width.
+    pub rows: Vec<(u64, Vec<f64>)>,
 }
 
 /// The half that makes batches.
@@ -100,8 +104,24 @@ pub trait Task {
     /// The terms of the loss.
     fn terms(&self) -> Vec<TermSpec>;
 
+    /// Whether exp(loss) is a perplexity.
+    fn has_perplexity(&self) -> bool {
+        false
+    }
+
     /// Names of the further figures that `forward` gives.
     fn figures(&self) -> Vec<&'static str>;
+
+    /// Names of the figures that `measure` gives.
+    fn table_figures(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Figures of a whole part from the rows of all its samples: (name, value) in the order of
+    /// `table_figures`; one that has no value there is left out.
+    fn measure(&self, _part: Part, _table: &Table) -> Result<Vec<(String, f64)>> {
+        Ok(Vec::new())
+    }
 
     /// Loss terms and figures of a batch.
     fn forward(&self, batch: &<Self::Data as Data>::Batch, key: BatchKey) -> Result<Output>;

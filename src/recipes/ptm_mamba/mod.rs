@@ -1,41 +1,47 @@
 //! Recipe `ptm_mamba`: a protein language model with PTM tokens and ESM-2's embeddings.
 //!
+//! - `sections`: its configuration
 //! - `samples`: the user's file to samples
 //! - `embeddings`: where ESM's embeddings come from
 //! - `task`: masked language modelling
-//! - `setup`: configuration to data, model and embedding job
+//! - `setup`: sections to data, model and embedding job
 //! - `predict`: a trained model on new data
 //! - `synthetic`: a small data set with planted motifs
 
 mod embeddings;
 mod predict;
 mod samples;
+mod sections;
 mod setup;
 mod synthetic;
 mod task;
 
+use super::running::{self, Stage, Work, in_run_dir};
 use super::session::Compute;
-use super::{Recipe, Session, UseArgs, platform};
-use crate::config::{ConfigFile, Dataset, Esm, GreaterIsBetter};
+use super::using::{self, say_written, write_text};
+use super::{Recipe, Session, Shared, Touched, UseArgs};
+use crate::config::{ConfigFile, Dataset, Esm, OverLength};
 use crate::dist::heartbeat::HEARTBEATS;
-use crate::dist::restarts;
 use crate::embed;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files;
 use crate::metrics::registry::{Direction, Merge, Registry};
-use crate::progress;
-use crate::report::step_line::{count, counted, duration, rate};
-use crate::train::evaluate::evaluate;
-use crate::train::fit::{Plans, Settings, fit};
-use crate::train::run_dir::{self, RunDir, STARTS};
-use crate::train::task::{Part, Task};
+use crate::report::step_line::{count, duration, rate};
+use crate::train::fit::Plans;
+use crate::train::task::Part;
+use samples::Samples;
+use sections::{Sections, Source};
 use serde_json::{Map, Value, json};
-use setup::{Sections, Setup};
+use setup::Setup;
 use std::path::Path;
 
 /// What a file of PTM sequences holds, and the residues of its longest protein.
-pub fn describe(path: &Path, dataset: &Dataset, esm: &Esm) -> Result<(String, usize)> {
-    let samples = samples::Samples::from_file(path, dataset, esm, &std::env::temp_dir())?;
+pub fn describe(path: &Path) -> Result<(String, usize)> {
+    // Nothing is over-long to somebody who only wants to see the data.
+    let esm = Esm { max_length: usize::MAX, over_length: OverLength::Crop, ..Esm::default() };
+    let (dataset, source) = (Dataset::default(), Source::default());
+    let scratch = std::env::temp_dir();
+    let samples = Samples::from_file(path, &dataset, &source, &esm, &scratch)?;
     let (commonest, ptm) = samples.commonest_ptm();
     let longest = samples.samples.iter().map(|s| s.esm_ids.len()).max().unwrap_or(0);
     let mut lines = samples.notes.clone();
@@ -65,12 +71,28 @@ impl Recipe for PtmMambaRecipe {
         "ptm_mamba"
     }
 
-    fn needs_cache(&self, config: &ConfigFile) -> Result<bool> {
+    fn shared(&self, config: &ConfigFile) -> Result<Shared> {
+        Ok(Sections::read(config)?.shared)
+    }
+
+    fn touches(&self, config: &ConfigFile) -> Result<Vec<Touched>> {
         let sections = Sections::read(config)?;
-        let training = &sections.training;
-        Ok(training.use_esm
-            && training.use_precomputed_embeddings
-            && training.embeddings_dir.is_none())
+        let made = sections.needs_cache().then(|| sections.cache_dir());
+        let read = [
+            ("dataset.dataset_location", sections.dataset.dataset_location.as_deref()),
+            ("dataset.sequences", sections.source.sequences.as_deref()),
+            ("esm.model", sections.esm.model.as_str().map(Path::new)),
+            ("training.embeddings_dir", sections.embedding.embeddings_dir.as_deref()),
+        ];
+        let made = made.map(|path| Touched { key: "esm.cache_dir", path, is_made: true });
+        let read = read.into_iter().filter_map(|(key, path)| {
+            Some(Touched { key, path: path?.to_path_buf(), is_made: false })
+        });
+        Ok(made.into_iter().chain(read).collect())
+    }
+
+    fn needs_cache(&self, config: &ConfigFile) -> Result<bool> {
+        Ok(Sections::read(config)?.needs_cache())
     }
 
     fn dry_run(&self, config: &ConfigFile, session: &Session) -> Result<()> {
@@ -109,34 +131,22 @@ impl Recipe for PtmMambaRecipe {
         if is_finished {
             return work();
         }
-        session.watched(&heartbeats, &sections.distributed, work)
+        session.watched(&heartbeats, &sections.shared.distributed, work)
     }
 
     fn train(&self, config: &ConfigFile, session: &Session, fresh: bool) -> Result<()> {
         let sections = Sections::read(config)?;
-        metric(&sections)?;
+        let registry = registry()?;
+        running::metric(&sections.shared.training, &registry)?;
         let resolved = sections.resolved()?;
-        session.agree_on(&resolved)?;
-        let identity = crate::config::identity(&resolved);
-        let run = &sections.run;
-        progress::enter("finding the run");
-        let run_dir = session
-            .world
-            .comm
-            .decide(|| run_dir::find_or_make(&run.output_dir, &run.name, &identity, fresh))?;
-        session.watched(&run_dir.path.join(HEARTBEATS), &sections.distributed, || {
-            train(&sections, session, resolved, identity, run_dir.clone())
+        in_run_dir(&sections.shared, resolved, session, fresh, |work| {
+            train(&sections, &registry, work)
         })
     }
 
     fn evaluate(&self, config: &ConfigFile, session: &Session, args: &UseArgs) -> Result<()> {
         let sections = Sections::read(config)?;
-        if session.world.size() == 1 {
-            return measure(&sections, session, args);
-        }
-        let home = sections.run.output_dir.join(HEARTBEATS);
-        let dir = session.world.comm.decide(|| Ok(files::temporary_name(&home)))?;
-        session.watched(&dir, &sections.distributed, || measure(&sections, session, args))
+        using::watched(&sections.shared, session, || measure(&sections, session, args))
     }
 
     fn predict(&self, config: &ConfigFile, session: &Session, args: &UseArgs) -> Result<()> {
@@ -186,111 +196,56 @@ fn embed(
     Ok(())
 }
 
+/// Trains in a run directory that this job has for itself.
+fn train(sections: &Sections, registry: &Registry, work: &Work) -> Result<()> {
+    let session = work.session;
+    let (comm, console) = (&session.world.comm, &session.console);
+    let setup = Setup::new(sections, session, &work.compute)?;
+    console.line(&setup.describe_data());
+    if comm.rank() == 0 {
+        setup.write_mapping(&work.dir)?;
+    }
+    let plans = setup.plans(sections, comm)?;
+    console.line(&running::describe_plan(&plans.train));
+    let training = &sections.shared.training;
+    let split = running::split_record(setup.sizes(), &sections.dataset);
+    let stage = Stage { name: None, training, registry, split };
+    work.fit(&stage, &setup.task(sections, comm)?, &plans)
+}
+
 /// A checkpoint's loss and figures on the validation and test parts, as JSON.
 fn measure(sections: &Sections, session: &Session, args: &UseArgs) -> Result<()> {
     let comm = &session.world.comm;
+    let shared = &sections.shared;
     let compute = sections.compute(session, None)?;
     let setup = Setup::new(sections, session, &compute)?;
     let plans: Plans = setup.plans(sections, comm)?;
     let task = setup.task(sections, comm)?;
-    let checkpoint = setup::load_weights(sections, session, args, &task.params)?;
+    let checkpoint = using::find_checkpoint(shared, session, args)?;
+    setup::init_from(&task.params, &checkpoint)?;
     let mut results = Map::new();
     results.insert("checkpoint".into(), json!(checkpoint));
     for plan in [&plans.val, &plans.test] {
         if plan.micro_batches.is_empty() {
             continue;
         }
-        let workers = sections.training.num_workers;
-        let metrics = evaluate(&task, comm, plan, workers, |done, total| {
-            let text = format!("evaluating {} {done}/{total}", plan.part.name());
-            session.console.progress(done as u64, total as u64, &text);
-        })?;
-        let loss = crate::train::records::loss(&metrics, &task.terms());
-        let mut one = Map::new();
-        one.insert("loss".into(), json!(loss));
-        one.insert("preplexity".into(), json!(loss.map(f64::exp)));
-        for name in task.figures() {
-            one.insert(name.into(), json!(metrics.mean(name)));
-        }
-        one.insert("samples".into(), json!(metrics.total("samples").sum as u64));
+        let evaluation = using::evaluate_part(&task, shared, session, plan)?;
+        let mut one = using::figures(&task, &evaluation);
+        let perplexity = one.get("loss").and_then(Value::as_f64).map(f64::exp);
+        one.insert("preplexity".into(), json!(perplexity));
         results.insert(plan.part.name().into(), Value::Object(one));
     }
     session.console.finish();
-    if session.world.rank() == 0 {
-        predict::write_text(args, &format!("{:#}\n", Value::Object(results)))?;
-        predict::say_written(session, args);
+    if comm.rank() == 0 {
+        write_text(args, &format!("{:#}\n", Value::Object(results)))?;
+        say_written(session, args);
     }
     Ok(())
 }
 
-/// Trains in a run directory that this job has for itself.
-fn train(
-    sections: &Sections,
-    session: &Session,
-    resolved: Value,
-    identity: String,
-    run_dir: RunDir,
-) -> Result<()> {
-    session.world.comm.decide(|| {
-        let at = setup::last_step(&run_dir.path);
-        restarts::note(&run_dir.path.join(STARTS), at, "steps")
-    })?;
-    let stored = setup::stored_threads(&run_dir.path);
-    let compute = sections.compute(session, stored)?;
-    let console = &session.console;
-    console.line(&format!("run: {}", run_dir.path.display()));
-    console.line(&format!(
-        "{}, {} each, {} | {} micro-batches a step of at most {} tokens",
-        counted(session.world.size() as u64, "rank"),
-        counted(compute.threads as u64, "thread"),
-        platform(compute.device),
-        sections.training.micro_batches_per_step,
-        count(sections.training.max_tokens_per_batch as u64),
-    ));
-    session.start_gradients(&compute, &sections.distributed)?;
-    let setup = Setup::new(sections, session, &compute)?;
-    console.line(&setup.describe_data());
-    if session.world.rank() == 0 {
-        setup.write_run_files(&run_dir.path, &resolved)?;
-    }
-    let plans = setup.plans(sections, &session.world.comm)?;
-    console.line(&setup::describe(&plans.train));
-    let settings = Settings {
-        training: sections.training.clone(),
-        config: resolved,
-        identity,
-        seed: sections.run.seed,
-        distributed: sections.distributed.clone(),
-        threads_per_rank: compute.threads,
-        platform: platform(compute.device),
-        run_dir,
-        metric: metric(sections)?,
-        split: setup.split_record(sections),
-    };
-    let comm = &session.world.comm;
-    fit(&setup.task(sections, comm)?, comm, &settings, &plans, console.clone())
-}
-
-/// The metric that decides what is best, and its direction.
-fn metric(sections: &Sections) -> Result<(String, Direction)> {
-    let registry = registry()?;
-    let spec = registry.lookup(&sections.training.metric_for_best_model)?;
-    let told = match sections.training.greater_is_better {
-        GreaterIsBetter::Auto => spec.direction,
-        GreaterIsBetter::Told(true) => Direction::Higher,
-        GreaterIsBetter::Told(false) => Direction::Lower,
-    };
-    if told != spec.direction {
-        return Err(Error::usage(format!("for {} the other way is better", spec.name))
-            .at("training.greater_is_better")
-            .hint("leave it at auto"));
-    }
-    Ok((spec.name.clone(), spec.direction))
-}
-
 /// The samples of each part, for lines.
 fn part_line(setup: &Setup) -> String {
-    [Part::Train, Part::Val, Part::Test]
+    Part::ALL
         .iter()
         .map(|part| format!("{} {}", part.name(), count(setup.part_len(*part) as u64)))
         .collect::<Vec<_>>()

@@ -5,17 +5,18 @@
 //! strides, so results do not depend on a seed.
 
 use super::samples::{Sample, Samples};
-use super::setup::{Sections, load_weights};
+use super::sections::Sections;
+use super::setup::init_from;
 use super::{Session, UseArgs};
 use crate::cache::{ExportRow, export_v1};
 use crate::data::esm_alphabet;
 use crate::data::ptm_vocab::{self, MASK, TOKENS, is_ptm, is_special};
 use crate::embed::Encoder;
 use crate::error::{Error, Result};
-use crate::files;
 use crate::models::ptm_mamba::{PtmMamba, mean_over_residues};
 use crate::progress;
 use crate::recipes::ptm_mamba::embeddings::Online;
+use crate::recipes::using::{find_checkpoint, quoted, say_written, write_text};
 use crate::torch::Params;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -23,14 +24,6 @@ use tch::{Kind, Tensor};
 
 /// One site in so many is hidden at a time: about the 15 % of training.
 const GROUPS: usize = 7;
-
-/// Writes to `--output`, or to standard output.
-pub fn write_text(args: &UseArgs, text: &str) -> Result<()> {
-    match &args.output {
-        Some(path) => files::write_text(path, text),
-        None => files::print(text),
-    }
-}
 
 struct Predictor {
     model: PtmMamba,
@@ -50,10 +43,10 @@ pub fn run(sections: &Sections, session: &Session, args: &UseArgs) -> Result<()>
     progress::enter("loading the model");
     let encoder = comm.together(|| {
         let esm = &sections.esm;
-        Ok(Encoder::load(&esm.model, esm.layer, sections.run.seed, compute.device))
+        Ok(Encoder::load(&esm.model, esm.layer, sections.shared.run.seed, compute.device))
     })?;
     let online = sections
-        .training
+        .embedding
         .use_esm
         .then(|| Ok::<_, Error>(Online { encoder: encoder?, device: compute.device }))
         .transpose()?;
@@ -61,7 +54,8 @@ pub fn run(sections: &Sections, session: &Session, args: &UseArgs) -> Result<()>
     let dim = dim.or(sections.model.shape.esm_embed_dim).unwrap_or(1);
     let params = Params::new(compute.device);
     let model = PtmMamba::new(&params.root(), &sections.model.shape, dim);
-    let checkpoint = load_weights(sections, session, args, &params)?;
+    let checkpoint = find_checkpoint(&sections.shared, session, args)?;
+    init_from(&params, &checkpoint)?;
     session.console.line(&format!("model: {}", checkpoint.display()));
     progress::enter("reading the data");
     let samples = comm.together(|| read_input(sections, args))?;
@@ -76,18 +70,17 @@ pub fn run(sections: &Sections, session: &Session, args: &UseArgs) -> Result<()>
     Ok(())
 }
 
-/// Says where results went, if not to standard output.
-pub fn say_written(session: &Session, args: &UseArgs) {
-    if let Some(path) = &args.output {
-        session.console.line(&format!("written: {}", path.display()));
-    }
+/// Least probability that is written.
+fn least(args: &UseArgs) -> f64 {
+    args.min_probability.unwrap_or(0.01)
 }
 
 /// Where hidden states go; None: probabilities are asked for.
 fn hidden_output(args: &UseArgs) -> Result<Option<&Path>> {
     let refuse = |what: String, hint: &str| Err(Error::usage(what).at("--output").hint(hint));
-    if !(0.0..=1.0).contains(&args.min_probability) {
-        let what = format!("{} is no probability", args.min_probability);
+    let least = least(args);
+    if !(0.0..=1.0).contains(&least) {
+        let what = format!("{least} is no probability");
         return Err(Error::usage(what).at("--min-probability").hint("give a number from 0 to 1"));
     }
     let Some(path) = args.output.as_deref() else {
@@ -110,10 +103,11 @@ fn hidden_output(args: &UseArgs) -> Result<Option<&Path>> {
 }
 
 fn read_input(sections: &Sections, args: &UseArgs) -> Result<Samples> {
-    let (dataset, esm, scratch) = (&sections.dataset, &sections.esm, std::env::temp_dir());
+    let Sections { dataset, source, esm, .. } = sections;
+    let scratch = std::env::temp_dir();
     match &args.input {
-        Some(path) => Samples::from_file(path, dataset, esm, &scratch),
-        None => Samples::read(dataset, esm, &scratch),
+        Some(path) => Samples::from_file(path, dataset, source, esm, &scratch),
+        None => Samples::read(dataset, source, esm, &scratch),
     }
 }
 
@@ -162,7 +156,7 @@ impl Predictor {
                 let pos = sample.item.range[0] as usize + residue;
                 let shown = ptm_vocab::decode(&sample.tokens[residue + 1..residue + 2]);
                 for (token, p) in row.iter().enumerate() {
-                    if is_ptm(token as u8) && f64::from(*p) >= args.min_probability {
+                    if is_ptm(token as u8) && f64::from(*p) >= least(args) {
                         let token = quoted(TOKENS[token]);
                         let shown = quoted(&shown);
                         writeln!(csv, "{id},{pos},{shown},{token},{p:.6}")
@@ -211,12 +205,4 @@ impl Predictor {
             Ok(())
         })
     }
-}
-
-/// A CSV field.
-fn quoted(text: &str) -> String {
-    if text.contains([',', '"', '\n']) {
-        return format!("\"{}\"", text.replace('"', "\"\""));
-    }
-    text.to_string()
 }

@@ -1,5 +1,6 @@
 //! From the user's file to samples: PTM tokens for the model, ESM ids for its embedding.
 
+use super::sections::Source;
 use crate::config::{Dataset, Esm, OverLength, PtmResidue};
 use crate::data::esm_alphabet::{self, sequence_hash};
 use crate::data::fasta::FastaIndex;
@@ -56,21 +57,27 @@ struct Raw {
 impl Samples {
     /// Reads `dataset.dataset_location`: a CSV with PTM sequences, a table of sites, or a FASTA of
     /// unmodified proteins. `scratch` takes an unpacked copy of a gzip while it is read.
-    pub fn read(dataset: &Dataset, esm: &Esm, scratch: &Path) -> Result<Samples> {
+    pub fn read(dataset: &Dataset, source: &Source, esm: &Esm, scratch: &Path) -> Result<Samples> {
         let path = dataset.dataset_location.as_ref().ok_or_else(|| {
             Error::usage("no data file is named")
                 .at("dataset.dataset_location")
                 .hint("name a CSV with a column ptm_seq, a table AC_ID,pos,token, or a FASTA")
         })?;
-        Self::from_file(path, dataset, esm, scratch)
+        Self::from_file(path, dataset, source, esm, scratch)
     }
 
     /// The same for any file.
-    pub fn from_file(path: &Path, dataset: &Dataset, esm: &Esm, scratch: &Path) -> Result<Samples> {
+    pub fn from_file(
+        path: &Path,
+        dataset: &Dataset,
+        source: &Source,
+        esm: &Esm,
+        scratch: &Path,
+    ) -> Result<Samples> {
         let (mut records, mut notes) = if is_fasta(path)? {
             read_fasta(path, scratch)?
         } else {
-            read_table(path, dataset, scratch)?
+            read_table(path, source, scratch)?
         };
         if let Some(most) = dataset.subsample.filter(|most| *most < records.len()) {
             notes.push(format!("the first {most} of {} records are used", records.len()));
@@ -212,12 +219,12 @@ fn read_fasta(path: &Path, scratch: &Path) -> Result<(Vec<Raw>, Vec<String>)> {
     Ok((records.collect::<Result<_>>()?, notes))
 }
 
-fn read_table(path: &Path, dataset: &Dataset, scratch: &Path) -> Result<(Vec<Raw>, Vec<String>)> {
+fn read_table(path: &Path, source: &Source, scratch: &Path) -> Result<(Vec<Raw>, Vec<String>)> {
     let columns = Columns {
-        sequence: dataset.sequence_column_name.clone(),
-        id: dataset.id_column_name.clone(),
+        sequence: source.sequence_column_name.clone(),
+        id: source.id_column_name.clone(),
     };
-    let sequences = dataset.sequences.as_deref();
+    let sequences = source.sequences.as_deref();
     let proteins = read_proteins(path, &columns, sequences, scratch)?;
     let records = proteins.records.into_iter().map(|r| Raw {
         id: r.id,

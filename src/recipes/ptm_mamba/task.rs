@@ -57,9 +57,14 @@ fn part_index(part: Part) -> usize {
 }
 
 impl PtmData {
+    /// The samples of a part.
+    pub fn part(&self, part: Part) -> &[u32] {
+        &self.parts[part_index(part)]
+    }
+
     /// Padded lengths of a part's samples, specials included.
     pub fn lengths(&self, part: Part) -> Vec<u32> {
-        let own = self.parts[part_index(part)].iter();
+        let own = self.part(part).iter();
         own.map(|&i| self.samples.samples[i as usize].tokens.len() as u32).collect()
     }
 
@@ -174,6 +179,10 @@ impl Task for PtmTask {
         vec![TermSpec { name: "mlm", weight: 1.0 }]
     }
 
+    fn has_perplexity(&self) -> bool {
+        true
+    }
+
     fn figures(&self) -> Vec<&'static str> {
         vec!["acc", "ptm_acc"]
     }
@@ -206,6 +215,7 @@ impl Task for PtmTask {
         Ok(Output {
             sums: vec![sum],
             figures: vec![("acc", acc.0, acc.1), ("ptm_acc", ptm_acc.0, ptm_acc.1)],
+            rows: Vec::new(),
         })
     }
 
