@@ -1,10 +1,11 @@
 //! What several models share: linear layers and norms, attention, rotary positions, the selective
-//! scan.
+//! scan; and which parameters are frozen.
 //!
 //! Shapes: B batch, L length, d width, D channels, N states, H heads. Nothing here knows a rank, a
 //! file or the command line.
 
 pub mod attention;
+pub mod freeze;
 mod layers;
 pub mod rotary;
 pub mod scan;
