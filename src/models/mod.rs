@@ -2,6 +2,7 @@
 //!
 //! Models are single-device code. Shapes: B batch, L length, d width, H heads, T packed tokens.
 
+pub mod bert;
 pub mod esm2;
 pub mod mamba;
 pub mod ptm_mamba;
