@@ -96,13 +96,30 @@ impl Registry {
     }
 
     /// The metric that `training.metric_for_best_model` names: `val_loss`, `eval_loss`,
-    /// `avg_val_loss` and `loss` are one. An unknown name is exit code 2 and lists the known ones.
+    /// `avg_val_loss` and `loss` are one, and `val_R2` is `val_r2` unless two metrics differ in
+    /// nothing but case. An unknown name is exit code 2 and lists the known ones.
     pub fn lookup(&self, given: &str) -> Result<&MetricSpec> {
-        let stripped = PREFIXES.iter().filter_map(|prefix| given.strip_prefix(prefix));
-        std::iter::once(given)
-            .chain(stripped)
-            .find_map(|name| self.specs.iter().find(|spec| spec.name == name))
-            .ok_or_else(|| self.unknown(given))
+        let stripped = PREFIXES.iter().filter_map(|prefix| {
+            let head = given.get(..prefix.len())?;
+            head.eq_ignore_ascii_case(prefix).then(|| &given[prefix.len()..])
+        });
+        let names: Vec<&str> = std::iter::once(given).chain(stripped).collect();
+        let exact = names.iter().find_map(|name| self.specs.iter().find(|s| s.name == **name));
+        if let Some(spec) = exact {
+            return Ok(spec);
+        }
+        for name in names {
+            let alike = self.specs.iter().filter(|spec| spec.name.eq_ignore_ascii_case(name));
+            match alike.collect::<Vec<_>>()[..] {
+                [] => {}
+                [spec] => return Ok(spec),
+                [first, second, ..] => {
+                    let what = format!("`{given}` may be `{}` or `{}`", first.name, second.name);
+                    return Err(Error::usage(what).at(KEY).hint("write it in its own case"));
+                }
+            }
+        }
+        Err(self.unknown(given))
     }
 
     fn unknown(&self, given: &str) -> Error {
@@ -139,6 +156,23 @@ mod tests {
         }
         assert_eq!(registry.lookup("val_auc").unwrap().direction, Direction::Higher);
         assert_eq!(registry.names(Merge::Additive), ["loss", "ptm_acc"]);
+    }
+
+    #[test]
+    fn case_matters_only_between_names_that_differ_in_nothing_else() {
+        let mut registry = registry();
+        registry.add("r2", Direction::Higher, Merge::Table, "").unwrap();
+        for given in ["val_R2", "R2", "VAL_R2", "Eval_r2", "Avg_Val_R2"] {
+            assert_eq!(registry.lookup(given).unwrap().name, "r2", "{given}");
+        }
+        registry.add("R2", Direction::Higher, Merge::Table, "").unwrap();
+        assert_eq!(registry.lookup("val_R2").unwrap().name, "R2");
+        assert_eq!(registry.lookup("VAL_r2").unwrap().name, "r2");
+        registry.add("Task_r2", Direction::Higher, Merge::Table, "").unwrap();
+        registry.add("task_R2", Direction::Higher, Merge::Table, "").unwrap();
+        let error = registry.lookup("val_task_r2").unwrap_err();
+        assert_eq!(error.code(), 2);
+        assert!(error.to_string().contains("may be `Task_r2` or `task_R2`"), "{error}");
     }
 
     #[test]
