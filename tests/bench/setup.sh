@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes tests/bench/.venv with the peers: torch, transformers, accelerate, peft, h5py.
+# Makes tests/bench/.venv with the peers: torch, transformers, accelerate, peft, h5py, scikit-learn.
 # The second call sees that nothing changed and ends at once. The program's own
 # environment (.venv in the repository root) is another one and is not touched.
 set -euo pipefail
@@ -21,6 +21,6 @@ if [[ ! -x $venv/bin/python ]]; then
     }
 fi
 nice -n 10 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$wanted"
-"$venv/bin/python" -c 'import torch, transformers, accelerate, peft, h5py, numpy, safetensors'
+"$venv/bin/python" -c 'import torch, transformers, accelerate, peft, h5py, numpy, safetensors, sklearn'
 cp "$wanted" "$stamp"
 echo "bench: peers are in place ($venv)"
