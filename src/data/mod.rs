@@ -3,7 +3,8 @@
 //! The way through the room, each step knowing only the ones before it:
 //!
 //! * [`fasta`] and [`table`] (with [`labels`]) read records and keep file and line of each;
-//! * [`esm_alphabet`] and [`ptm_vocab`] turn their text into token ids, crop, and cut windows;
+//! * [`esm_alphabet`] and [`ptm_vocab`] turn their text into token ids, crop, and cut windows,
+//!   [`tokenizer`] does so with words;
 //! * [`split`] says which sample is for training, validation and test;
 //! * [`plan`] puts samples of known lengths into micro-batches and steps, and [`plan_embed`] puts
 //!   sequences into batches and shards. Both are pure functions and know no number of ranks;
@@ -22,6 +23,7 @@ pub mod ptm_vocab;
 pub mod split;
 pub mod table;
 pub mod token_masks;
+pub mod tokenizer;
 
 use crate::error::{Error, Result};
 use crate::files;
