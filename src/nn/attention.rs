@@ -1,10 +1,11 @@
-//! Attention over heads, and dropout, by the library's own operations.
+//! Attention over heads, dropout, and what ends the halves of a layer, by the library's operations.
 
+use super::{Linear, Norm};
 use crate::error::Result;
 use crate::torch::torch_error;
 use tch::{Kind, Tensor};
 
-/// softmax(q k^T / sqrt(D)) v of `[B, H, L, D]`; row b sees its first `lengths[b]` keys (`[B]`
+/// softmax(q k^T / sqrt(D)) v of `[B, H, L, D]` (k and v may have another length); row b sees its first `lengths[b]` keys (`[B]`
 /// int64; None: all). `dropout` is the probability that a weight is dropped, 0 outside training.
 pub fn attention(
     q: &Tensor,
@@ -29,4 +30,14 @@ pub fn dropout(x: &Tensor, p: f64) -> Result<Tensor> {
         return Ok(x.shallow_clone());
     }
     x.f_dropout(p, true).map_err(|e| torch_error("dropout", e))
+}
+
+/// The norm of dropout(x) + residual, both `[.., d]`.
+pub fn add_norm(x: &Tensor, residual: &Tensor, norm: &Norm, p: f64) -> Result<Tensor> {
+    Ok(norm.forward(&(dropout(x, p)? + residual)))
+}
+
+/// gelu(linear(x)), the exact GELU; x `[.., in]` to `[.., out]`.
+pub fn linear_gelu(x: &Tensor, linear: &Linear) -> Result<Tensor> {
+    Ok(linear.forward(x).gelu("none"))
 }
