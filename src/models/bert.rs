@@ -12,7 +12,7 @@ mod config;
 pub use config::{Activation, BertConfig, Head, KEYS, ModelType};
 
 use crate::error::{Error, Result};
-use crate::nn::attention::{attention, dropout};
+use crate::nn::attention::{add_norm, attention, dropout, linear_gelu};
 use crate::nn::{Linear, Norm};
 use crate::torch::{Init, LoadReport, Params, Path, WeightFile, torch_error};
 use config::without;
@@ -94,29 +94,38 @@ impl Layer {
         }
     }
 
-    /// x `[B, L, D]` to the same shape, or to `[n, D]` at the flat positions `read`.
-    fn forward(&self, x: &Tensor, batch: &Texts, config: &BertConfig) -> Result<Tensor> {
-        let (size, d) = (x.size(), config.hidden_size);
-        let heads = |layer: &Linear| {
-            let split = [size[0], size[1], config.num_attention_heads, config.head_dim()];
+    /// x `[B, L, D]` to the same shape, or where `read` says.
+    fn forward(
+        &self,
+        x: &Tensor,
+        texts: &Texts,
+        read: Read,
+        config: &BertConfig,
+    ) -> Result<Tensor> {
+        let d = config.hidden_size;
+        let heads = |layer: &Linear, x: &Tensor| {
+            let split = [x.size()[0], x.size()[1], config.num_attention_heads, config.head_dim()];
             layer.forward(x).view(split).transpose(1, 2)
         };
-        let p = batch.dropout(config.attention_probs_dropout_prob);
-        let (q, k, v) = (heads(&self.query), heads(&self.key), heads(&self.value));
-        let y = attention(&q, &k, &v, batch.lengths, p)?.transpose(1, 2).reshape(&size[..]);
-        let (x, y) = match batch.read {
-            None => (x.shallow_clone(), y),
-            Some(at) => {
+        let asking =
+            if matches!(read, Read::First) { x.narrow(1, 0, 1) } else { x.shallow_clone() };
+        let (q, k, v) = (heads(&self.query, &asking), heads(&self.key, x), heads(&self.value, x));
+        let p = texts.dropout(config.attention_probs_dropout_prob);
+        let y = attention(&q, &k, &v, texts.lengths, p)?.transpose(1, 2).reshape(asking.size());
+        let (x, y) = match read {
+            Read::At(at) => {
                 let rows = |t: &Tensor| t.reshape([-1, d]).index_select(0, at);
-                (rows(x), rows(&y))
+                (rows(&asking), rows(&y))
             }
+            Read::All | Read::First => (asking, y),
         };
-        let p = batch.dropout(config.hidden_dropout_prob);
-        let y = dropout(&self.attention_output.forward(&y), p)?;
-        let x = self.attention_norm.forward(&(y + x));
-        let y = config.hidden_act.forward(&self.intermediate.forward(&x));
-        let y = dropout(&self.output.forward(&y), p)?;
-        Ok(self.norm.forward(&(y + x)))
+        let p = texts.dropout(config.hidden_dropout_prob);
+        let x = add_norm(&self.attention_output.forward(&y), &x, &self.attention_norm, p)?;
+        let y = match config.hidden_act {
+            Activation::Gelu => linear_gelu(&x, &self.intermediate)?,
+            other => other.forward(&self.intermediate.forward(&x)),
+        };
+        add_norm(&self.output.forward(&y), &x, &self.norm, p)
     }
 }
 
@@ -133,8 +142,19 @@ pub struct Texts<'a> {
     pub lengths: Option<&'a Tensor>,
     /// Whether dropout acts.
     pub train: bool,
-    /// Flat positions (row * L + column), `[n]` int64, at which hidden states are wanted; None: all.
+    /// Flat positions (row * L + column), `[n]` int64, at which the last layer is wanted; None: all.
     pub read: Option<&'a Tensor>,
+}
+
+/// Where the last layer is computed.
+#[derive(Clone, Copy)]
+enum Read<'a> {
+    /// Everywhere: `[B, L, D]`.
+    All,
+    /// At each text's first token: `[B, 1, D]`.
+    First,
+    /// At flat positions: `[n, D]`.
+    At(&'a Tensor),
 }
 
 impl Texts<'_> {
@@ -171,25 +191,29 @@ impl Bert {
 
     /// Last hidden states: `[B, L, D]`, or `[n, D]` at `texts.read`. Anything at padding.
     pub fn hidden(&self, texts: &Texts) -> Result<Tensor> {
-        self.run(texts, |_| ())
+        self.run(texts, texts.read.map_or(Read::All, Read::At), |_| ())
+    }
+
+    /// The last hidden state of each text's first token, `[B, D]`, whatever `texts.read` says.
+    pub fn first(&self, texts: &Texts) -> Result<Tensor> {
+        Ok(self.run(texts, Read::First, |_| ())?.squeeze_dim(1))
     }
 
     /// Embeddings and the hidden states after each layer, each `[B, L, D]`.
     pub fn hidden_states(&self, texts: &Texts) -> Result<Vec<Tensor>> {
         let mut states = Vec::new();
-        let _ = self.run(&Texts { read: None, ..*texts }, |x| states.push(x.shallow_clone()))?;
+        let _ = self.run(texts, Read::All, |x| states.push(x.shallow_clone()))?;
         Ok(states)
     }
 
-    fn run(&self, texts: &Texts, mut each: impl FnMut(&Tensor)) -> Result<Tensor> {
+    fn run(&self, texts: &Texts, last: Read, mut each: impl FnMut(&Tensor)) -> Result<Tensor> {
         let config = &self.config;
         let mut x = self.embeddings.forward(texts.ids, config)?;
         x = dropout(&x, texts.dropout(config.hidden_dropout_prob))?;
         each(&x);
-        let last = self.layers.len() - 1;
         for (i, layer) in self.layers.iter().enumerate() {
-            let read = texts.read.filter(|_| i == last);
-            x = layer.forward(&x, &Texts { read, ..*texts }, config)?;
+            let read = if i + 1 == self.layers.len() { last } else { Read::All };
+            x = layer.forward(&x, texts, read, config)?;
             each(&x);
         }
         Ok(x)
@@ -317,17 +341,9 @@ impl BertModel {
         match &self.head {
             HeadLayers::MaskedLm(_) => Err(Error::bug("a masked-LM head has no pooler")),
             HeadLayers::Sequence(head) => {
-                head.pooled(&self.first(texts)?, texts.dropout(head.dropout))
+                head.pooled(&self.encoder.first(texts)?, texts.dropout(head.dropout))
             }
         }
-    }
-
-    /// The last hidden state of each text's first token, `[B, D]`.
-    pub fn first(&self, texts: &Texts) -> Result<Tensor> {
-        let (batch, length) = (texts.ids.size()[0], texts.ids.size()[1]);
-        let options = (Kind::Int64, texts.ids.device());
-        let first = Tensor::arange(batch, options) * length;
-        self.encoder.hidden(&Texts { read: Some(&first), ..*texts })
     }
 
     /// Copies weights by name from a Hugging Face file, or one of ours, strictly. `fresh_head`: the

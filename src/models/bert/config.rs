@@ -372,3 +372,91 @@ fn pair((key, value): (&String, &Value)) -> (String, Value) {
 pub(super) fn without<'a>(prefix: &str, name: &'a str) -> &'a str {
     name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.')).unwrap_or(name)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inline(value: Value) -> BertConfig {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn what_is_left_out_is_as_in_transformers_classes() {
+        let roberta = inline(json!({}));
+        assert_eq!((roberta.vocab_size, roberta.pad_token_id), (50_265, 1));
+        assert_eq!((roberta.bos_token_id, roberta.eos_token_id), (Some(0), Some(2)));
+        assert_eq!((roberta.max_position_embeddings, roberta.longest()), (512, 510));
+        let bert = inline(json!({"model_type": "bert", "classifier_dropout": null}));
+        assert_eq!((bert.vocab_size, bert.pad_token_id, bert.longest()), (30_522, 0, 512));
+        assert_eq!((bert.bos_token_id, bert.classifier_dropout()), (None, 0.1));
+        for config in [roberta, bert] {
+            config.validate().unwrap();
+            let stored = serde_json::to_value(&config).unwrap();
+            assert_eq!(stored.as_object().unwrap().keys().collect::<Vec<_>>(), KEYS);
+            assert_eq!(inline(stored), config);
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_inline_and_passed_over_in_files() {
+        let file = json!({
+            "model_type": "bert", "hidden_size": 24, "gradient_checkpointing": false,
+            "pad_token_id": null, "eos_token_id": [2, 3], "type_vocab_size": 1
+        });
+        assert!(serde_json::from_value::<BertConfig>(file.clone()).is_err());
+        let config = BertConfig::from_hf(&file).unwrap();
+        assert_eq!((config.hidden_size, config.pad_token_id), (24, 0));
+        assert_eq!((config.eos_token_id, config.type_vocab_size), (None, 1));
+    }
+
+    #[test]
+    fn files_of_other_models_are_refused_by_key() {
+        for (file, says) in [
+            (json!({"model_type": "esm"}), "model_type: this is a model of type esm"),
+            (json!({}), "model_type: this is a model of type unknown"),
+            (json!({"model_type": "bert", "is_decoder": true}), "is_decoder: true makes it"),
+            (json!({"model_type": "bert", "hidden_act": "swish"}), "hidden_act: not a bert model"),
+            (json!({"model_type": "bert", "hidden_size": "24"}), "hidden_size: not a bert model"),
+            (json!([]), "this is no configuration"),
+        ] {
+            let error = BertConfig::from_hf(&file).unwrap_err();
+            assert!(error.code() == 5 && error.to_string().starts_with(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn shapes_that_make_no_model_are_refused_by_key() {
+        for (key, value, says) in [
+            ("hidden_size", json!(0), "0 is not a size"),
+            ("num_attention_heads", json!(7), "7 heads do not cut a width of 768"),
+            ("hidden_dropout_prob", json!(1.0), "1 is not a probability"),
+            ("classifier_dropout", json!(-0.1), "-0.1 is not a probability"),
+            ("layer_norm_eps", json!(0.0), "0 is not above 0"),
+            ("pad_token_id", json!(50_265), "50265 is none of 50265 tokens"),
+            ("max_position_embeddings", json!(2), "2 leaves no position"),
+            ("position_embedding_type", json!("relative_key"), "relative_key positions"),
+        ] {
+            let error = inline(json!({ key: value })).validate().unwrap_err();
+            let text = error.to_string();
+            assert!(error.code() == 2 && text.starts_with(&format!("{key}: {says}")), "{text}");
+        }
+    }
+
+    #[test]
+    fn files_say_what_the_head_is() {
+        let config = inline(json!({}));
+        let labels = ["FCC", "BCC"].map(str::to_string);
+        let file = config.to_hf(Head::Sequence { num_labels: 3 }, &labels).unwrap();
+        assert_eq!(file["architectures"], json!(["RobertaForSequenceClassification"]));
+        assert_eq!(file["problem_type"], "single_label_classification");
+        assert_eq!(file["id2label"], json!({"0": "FCC", "1": "BCC", "2": "LABEL_2"}));
+        assert_eq!(file["label2id"]["BCC"], 1);
+        let file = config.to_hf(Head::Sequence { num_labels: 1 }, &[]).unwrap();
+        assert_eq!(file["problem_type"], "regression");
+        let file = config.to_hf(Head::MaskedLm, &[]).unwrap();
+        assert_eq!(file["architectures"], json!(["RobertaForMaskedLM"]));
+        assert_eq!(file["tied_weights"]["lm_head.decoder.bias"], "lm_head.bias");
+        assert_eq!(BertConfig::from_hf(&file).unwrap(), config);
+    }
+}
