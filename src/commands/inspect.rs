@@ -27,6 +27,9 @@ pub struct InspectArgs {
     /// Write the manifest of a cache whose shards are all there.
     #[arg(long)]
     finish: bool,
+    /// Of a configuration: what becomes of this row of its table, counted from 1.
+    #[arg(long)]
+    row: Option<u64>,
 }
 
 /// Runs `inspect`; what it finds goes to standard output.
@@ -38,7 +41,14 @@ pub fn run(args: &InspectArgs, session: &Session) -> Result<()> {
     if !path.exists() {
         return Err(Error::data("there is no such file or directory").at(path.display()));
     }
-    let text = if path.is_dir() { directory(path, args.finish)? } else { file(path, session)? };
+    let text = match args.row {
+        Some(row) => {
+            let config = ConfigFile::load(path, &[])?;
+            recipes::find(config.recipe()?)?.describe_row(&config, row)?
+        }
+        None if path.is_dir() => directory(path, args.finish)?,
+        None => file(path, session)?,
+    };
     files::print(&format!("{}\n", text.trim_end()))?;
     Ok(())
 }

@@ -130,6 +130,22 @@ impl ConfigFile {
         self.assign(key, value, "the recipe's defaults")
     }
 
+    /// This configuration with the keys of section `over` put in the place of `onto`'s.
+    pub fn overlaid(&self, onto: &str, over: &str) -> ConfigFile {
+        let mut all = self.clone();
+        let Some(Value::Object(keys)) = self.tree.get(over) else { return all };
+        let below = all.tree.entry(onto).or_insert_with(|| Value::Object(Map::new()));
+        if !below.is_object() {
+            // A section that is no map is refused when it is read.
+            return all;
+        }
+        for (key, value) in keys {
+            below[key.as_str()] = value.clone();
+            all.places.insert(join(onto, key), self.place(&join(over, key)));
+        }
+        all
+    }
+
     /// Refuses sections that a recipe does not have; `recipe` itself is always known.
     pub fn only_sections(&self, known: &[&'static str]) -> Result<()> {
         let Some(name) = self.tree.keys().find(|k| *k != "recipe" && !known.contains(&k.as_str()))

@@ -5,6 +5,7 @@
 //! and `using` hold what recipes have in common: how ranks compute, how a run is done, how a
 //! checkpoint is used.
 
+mod alloy;
 mod devices;
 pub mod ptm_mamba;
 mod running;
@@ -91,7 +92,7 @@ pub trait Recipe: Sync {
     fn describe_plan(&self, config: &ConfigFile, session: &Session) -> Result<String>;
 
     /// What becomes of one row of the user's data, counted from 1 without the header.
-    fn describe_row(&self, config: &ConfigFile, _row: usize) -> Result<String> {
+    fn describe_row(&self, config: &ConfigFile, _row: u64) -> Result<String> {
         Err(nothing_to(self.name(), "show of single rows").at(config.place("recipe")))
     }
 
@@ -104,7 +105,7 @@ fn nothing_to(recipe: &str, act: &str) -> Error {
         .hint("`trainer run` does whatever its recipe needs, in order")
 }
 
-const RECIPES: &[&dyn Recipe] = &[&ptm_mamba::PtmMambaRecipe];
+const RECIPES: &[&dyn Recipe] = &[&ptm_mamba::PtmMambaRecipe, &alloy::AlloyRecipe];
 
 /// The recipe of this name (exit code 2 lists the known ones).
 pub fn find(name: &str) -> Result<&'static dyn Recipe> {

@@ -2,8 +2,9 @@
 
 use crate::data::token_masks::TokenMasks;
 use crate::error::{Error, Result};
-use crate::metrics::classification::{Classification, classification};
-use crate::metrics::regression::regression;
+use crate::metrics::classification::{self, Classification};
+use crate::metrics::regression;
+use crate::metrics::registry::{Direction, Merge, Registry};
 use crate::metrics::table::Table;
 use crate::models::bert::{BertModel, Texts};
 use crate::nn::freeze::Freeze;
@@ -131,20 +132,13 @@ impl Data for TextData {
     fn collate(&self, part: Part, key: BatchKey, samples: &[u32]) -> Result<TextBatch> {
         let own = self.part(part);
         let rows: Vec<&Encoded> = samples.iter().map(|&i| &own[i as usize]).collect();
-        let width = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
-        let mut ids = vec![i64::from(self.pad); rows.len() * width];
-        for (row, text) in rows.iter().enumerate() {
-            for (column, id) in text.ids.iter().enumerate() {
-                ids[row * width + column] = i64::from(*id);
-            }
-        }
+        let (mut ids, lengths, width) = padded(&rows, self.pad);
         let copy = match key.phase {
             Phase::Train => key.epoch as u32 + 1,
             Phase::Evaluate => 0,
         };
         let (answers, count) = self.answers(&mut ids, &rows, samples, copy);
         let ready = |t: Tensor| pinned(t, self.device);
-        let lengths: Vec<i64> = rows.iter().map(|row| row.ids.len() as i64).collect();
         Ok(TextBatch {
             ids: ready(Tensor::from_slice(&ids).view([rows.len() as i64, width as i64]))?,
             answers: match answers {
@@ -187,7 +181,40 @@ pub struct TextTask {
     pub files: Vec<(String, String)>,
 }
 
+/// A padded batch: ids `[B, L]` and lengths `[B]`, both int64, and the padded tokens.
+fn padded(rows: &[&Encoded], pad: u32) -> (Vec<i64>, Vec<i64>, usize) {
+    let width = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
+    let mut ids = vec![i64::from(pad); rows.len() * width];
+    for (row, text) in rows.iter().enumerate() {
+        for (column, id) in text.ids.iter().enumerate() {
+            ids[row * width + column] = i64::from(*id);
+        }
+    }
+    (ids, rows.iter().map(|row| row.ids.len() as i64).collect(), width)
+}
+
 impl TextTask {
+    /// One normalised value, or the classes' probabilities, for each text.
+    pub fn predict(&self, texts: &[&Encoded]) -> Result<Vec<Vec<f64>>> {
+        let (ids, lengths, width) = padded(texts, self.data.pad);
+        let device = self.params.device();
+        let ids = Tensor::from_slice(&ids).view([texts.len() as i64, width as i64]);
+        let (ids, lengths) = (ids.to_device(device), Tensor::from_slice(&lengths).to_device(device));
+        let texts = Texts { ids: &ids, lengths: Some(&lengths), train: false, read: None };
+        let logits = tch::no_grad(|| self.model.forward(&texts))?.to_kind(Kind::Float);
+        self.answers_of(&logits)
+    }
+
+    /// What logits `[B, labels]` say: a value, or the classes' probabilities.
+    fn answers_of(&self, logits: &Tensor) -> Result<Vec<Vec<f64>>> {
+        let labels = logits.size()[1] as usize;
+        let told = match self.data.goal {
+            Goal::Class(_) => numbers(&logits.softmax(1, Kind::Double))?,
+            _ => numbers(logits)?,
+        };
+        Ok(told.chunks_exact(labels.max(1)).map(<[f64]>::to_vec).collect())
+    }
+
     /// Logits of a batch, float.
     fn logits(&self, batch: &TextBatch, read: Option<&Tensor>, train: bool) -> Result<Tensor> {
         let device = self.params.device();
@@ -239,7 +266,7 @@ impl Task for TextTask {
     fn table_figures(&self) -> Vec<String> {
         match &self.data.goal {
             Goal::Tokens(_) => Vec::new(),
-            Goal::Value | Goal::Class(_) => self.target.figures(),
+            Goal::Value | Goal::Class(_) => figure_names(&self.target),
         }
     }
 
@@ -254,7 +281,7 @@ impl Task for TextTask {
     fn forward(&self, batch: &TextBatch, key: BatchKey) -> Result<Output> {
         let device = self.params.device();
         let train = key.phase == Phase::Train;
-        let (mut figures, mut rows) = (Vec::new(), Vec::new());
+        let (mut figures, mut rows) = (Vec::new(), Vec::<Vec<f64>>::new());
         let sum = match &batch.answers {
             Answers::Tokens { positions, tokens } => {
                 let (positions, tokens) = (upload(positions, device)?, upload(tokens, device)?);
@@ -264,21 +291,17 @@ impl Task for TextTask {
                 logits.cross_entropy_loss(&tokens, None::<&Tensor>, tch::Reduction::Sum, -100, 0.0)
             }
             Answers::Values(values) => {
-                let logits = self.logits(batch, None, train)?.squeeze_dim(1);
+                let logits = self.logits(batch, None, train)?;
                 if !train {
-                    let found = numbers(&logits)?.into_iter().zip(&batch.targets);
-                    rows.extend(found.map(|(p, t)| vec![p, *t]));
+                    rows = self.answers_of(&logits)?;
                 }
-                let apart = logits - upload(values, device)?;
+                let apart = logits.squeeze_dim(1) - upload(values, device)?;
                 (&apart * &apart).sum(Kind::Float)
             }
             Answers::Classes(classes) => {
                 let logits = self.logits(batch, None, train)?;
-                let width = logits.size()[1] as usize;
                 if !train {
-                    let found = numbers(&logits.softmax(1, Kind::Double))?;
-                    let found = found.chunks_exact(width).zip(&batch.targets);
-                    rows.extend(found.map(|(p, t)| [p, &[*t]].concat()));
+                    rows = self.answers_of(&logits)?;
                 }
                 let Goal::Class(weights) = &self.data.goal else {
                     return Err(Error::bug("classes in a task that has none"));
@@ -289,6 +312,7 @@ impl Task for TextTask {
                 logits.cross_entropy_loss(&classes, Some(&weights), sum, -100, 0.0)
             }
         };
+        rows.iter_mut().zip(&batch.targets).for_each(|(row, target)| row.push(*target));
         let rows = batch.samples.iter().map(|i| u64::from(*i)).zip(rows).collect();
         Ok(Output { sums: vec![sum], figures, rows })
     }
@@ -298,18 +322,56 @@ impl Task for TextTask {
     }
 }
 
+/// The metrics that a run of this target can be judged by.
+pub fn registry(target: &Target) -> Result<Registry> {
+    let mut registry = Registry::new();
+    match target {
+        Target::Regression { unit, .. } => {
+            registry.add("loss", Direction::Lower, Merge::Additive, "mean squared error")?;
+            regression::register(&mut registry, "", "normalised")?;
+            regression::register(&mut registry, RAW, unit.as_deref().unwrap_or("as in the table"))?;
+        }
+        Target::Classes { names, .. } => {
+            registry.add("loss", Direction::Lower, Merge::Additive, "weighted cross entropy")?;
+            classification::register(&mut registry, names.len())?;
+            for name in names.iter().filter(|_| names.len() > 2) {
+                let what = format!("area under the ROC curve of {name}");
+                registry.add(format!("auc_{name}"), Direction::Higher, Merge::Table, what)?;
+            }
+        }
+    }
+    Ok(registry)
+}
+
+/// The metrics of masked language modelling.
+pub fn pretraining_registry() -> Result<Registry> {
+    let mut registry = Registry::new();
+    registry.add("loss", Direction::Lower, Merge::Additive, "cross entropy of hidden tokens")?;
+    registry.add("acc", Direction::Higher, Merge::Additive, "hidden tokens found")?;
+    Ok(registry)
+}
+
+/// What figures in the target's own unit end with.
+const RAW: &str = "_raw";
+
+/// Names of the figures of [`measure`].
+fn figure_names(target: &Target) -> Vec<String> {
+    let registry = registry(target).unwrap_or_default();
+    registry.names(Merge::Table)
+}
+
 /// The figures of a table that holds predictions and, in the last column, targets.
 fn measure(target: &Target, table: &Table) -> Result<Vec<(String, f64)>> {
     match target {
-        Target::Regression(scale) => {
+        Target::Regression { .. } => {
             let (predictions, targets) = (table.column(0), table.column(1));
-            let normalised = regression(&predictions, &targets)?;
-            let real = |values: &[f64]| values.iter().map(|v| scale.real(*v)).collect::<Vec<_>>();
-            let raw = regression(&real(&predictions), &real(&targets))?;
+            let normalised = regression::regression(&predictions, &targets)?;
+            let real = |values: &[f64]| values.iter().map(|v| target.real(*v)).collect::<Vec<_>>();
+            let raw = regression::regression(&real(&predictions), &real(&targets))?;
             let mut figures: Vec<(String, f64)> =
                 normalised.figures().map(|(name, value)| (name.to_string(), value)).to_vec();
-            let in_units = raw.figures().into_iter().filter(|(name, _)| *name != "r2");
-            figures.extend(in_units.map(|(name, value)| (format!("{name}_raw"), value)));
+            let in_units = raw.figures().into_iter();
+            figures.extend(in_units.map(|(name, value)| (format!("{name}{RAW}"), value)));
             // scikit-learn's answer to one sample; a record holds numbers.
             figures.retain(|(_, value)| !value.is_nan());
             Ok(figures)
@@ -336,5 +398,5 @@ pub fn classes_of(table: &Table, classes: usize) -> Result<Classification> {
         probabilities.extend_from_slice(&row[..classes]);
         targets.push(row[classes] as usize);
     }
-    classification(&probabilities, classes, &targets)
+    classification::classification(&probabilities, classes, &targets)
 }
