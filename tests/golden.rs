@@ -11,6 +11,9 @@ use trainer::models::ptm_mamba::{PtmMamba, PtmMambaConfig};
 use trainer::torch::{self, Flat, Params, WeightFile, cuda};
 use trainer::train::adamw::{Adamw, AdamwConfig};
 
+#[path = "golden/bert/tests.rs"]
+mod bert;
+
 fn golden(path: &str) -> PathBuf {
     let root = std::env::var_os("TRAINER_TEST_ROOT").map(PathBuf::from);
     let root = root.unwrap_or(Path::new(env!("CARGO_MANIFEST_DIR")).to_path_buf());
