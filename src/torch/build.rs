@@ -4,10 +4,14 @@
 use std::env;
 use std::path::PathBuf;
 
+/// Compiled once per instruction set.
+const KERNELS: [&str; 3] = ["kernels.cpp", "attention_kernel.cpp", "transformer_kernels.cpp"];
+
 fn main() {
     let cpp = "src/torch/cpp";
-    let sources = ["shim.cpp", "functions.cpp", "lane.cpp"];
-    for file in ["shapes.h", "kernels.h", "kernels.cpp", "shim.h"].iter().chain(&sources) {
+    let sources = ["shim.cpp", "functions.cpp", "transformer.cpp", "lane.cpp"];
+    let headers = ["shapes.h", "kernels.h", "transformer.h", "vector.h", "mask.h", "shim.h"];
+    for file in headers.iter().chain(&KERNELS).chain(&sources) {
         println!("cargo:rerun-if-changed={cpp}/{file}");
     }
     println!("cargo:rerun-if-changed=src/torch/build.rs");
@@ -63,13 +67,15 @@ fn base() -> cc::Build {
     build
 }
 
-/// One instruction set's table of kernels.
+/// One instruction set's tables of kernels.
 fn kernels(cpp: &str, name: &str, flags: &[&str]) {
     let mut build = base();
     build
-        .file(format!("{cpp}/kernels.cpp"))
+        .files(KERNELS.map(|file| format!("{cpp}/{file}")))
         .define("KERNELS_NAME", format!("\"{name}\"").as_str())
+        .define("KERNELS_SPACE", name)
         .define("KERNELS_FUNCTION", format!("kernels_{name}").as_str())
+        .define("TRANSFORMER_FUNCTION", format!("transformer_kernels_{name}").as_str())
         .flag("-fno-math-errno");
     for flag in flags {
         build.flag(flag);

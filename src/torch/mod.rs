@@ -3,6 +3,7 @@
 //!
 //! - `cuda`: GPUs, found and opened at run time, and our kernels for them
 //! - `shim`: safe Rust over the C functions of `cpp/`
+//! - `transformer`: the same for a transformer layer in training
 //! - `params`: parameters in declaration order, their initial values, loading by name
 //! - `flat`: trainable parameters and gradients as one buffer each
 //! - `lane`: a stream beside libtorch's own
@@ -13,6 +14,7 @@ mod flat;
 mod lane;
 mod params;
 mod shim;
+mod transformer;
 mod weights;
 
 pub use flat::{ALIGN, Flat, Slot, cells_of, slice_of};
@@ -23,6 +25,7 @@ pub use shim::{
     packed_attention, parallel_width, permute_rows, pinned, selective_scan, set_autocast,
     set_deterministic, set_grad, sum_of_squares, torch_version, upload,
 };
+pub use transformer::{add_norm, attention, bias_gelu_train, dropout};
 pub use weights::{Entry, WeightFile, content_hash, refuse_pickle, write_safetensors};
 
 use crate::error::Error;

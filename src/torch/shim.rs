@@ -95,7 +95,7 @@ pub(super) fn check(what: &str, message: *mut c_char) -> Result<()> {
     Err(torch_error(what, text))
 }
 
-fn raw(tensor: &Tensor) -> *mut C_tensor {
+pub(super) fn raw(tensor: &Tensor) -> *mut C_tensor {
     // The shim takes mutable pointers throughout, as torch-sys does; a tensor is a handle, and
     // what it points to is shared and mutable by design.
     tensor.as_ptr().cast_mut()
@@ -313,7 +313,7 @@ pub fn set_autocast(device: Device, autocast: Autocast) -> Result<()> {
 }
 
 /// Takes a tensor that the shim made for us.
-fn taken(what: &str, result: *mut C_tensor, message: *mut c_char) -> Result<Tensor> {
+pub(super) fn taken(what: &str, result: *mut C_tensor, message: *mut c_char) -> Result<Tensor> {
     check(what, message)?;
     // SAFETY: without a message the result is a new tensor that nobody else owns.
     Ok(unsafe { Tensor::from_ptr(result) })
