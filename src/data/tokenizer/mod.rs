@@ -15,6 +15,7 @@ mod family;
 mod form;
 mod learn;
 mod open;
+mod pieces;
 mod train;
 mod write;
 
@@ -23,6 +24,7 @@ pub use train::TokenizerKind;
 use crate::error::{Error, Result};
 use family::{Family, HINT, NAMES, Named};
 use open::Source;
+use pieces::Memory;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -74,6 +76,7 @@ pub struct TextTokenizer {
     /// The ids before and after a text's own.
     around: (Vec<u32>, Vec<u32>),
     keep_end: bool,
+    memory: Option<Memory>,
     vocab_size: usize,
     origin: String,
 }
@@ -114,6 +117,7 @@ impl TextTokenizer {
         if vocab_size == 0 {
             return Err(Error::damaged("the vocabulary is empty").at(origin).hint(HINT));
         }
+        let memory = Memory::new(family, &json, &tokenizer);
         Ok(TextTokenizer {
             tokenizer,
             family,
@@ -122,6 +126,7 @@ impl TextTokenizer {
             special,
             around,
             keep_end,
+            memory,
             vocab_size,
             origin,
         })
@@ -138,13 +143,14 @@ impl TextTokenizer {
             let what = format!("{max_length} leaves no room for text beside {n} special tokens");
             return Err(Error::usage(what).hint(format!("give at least {}", n + 1)));
         };
-        let encoding = self.tokenizer.encode_fast(text, false);
-        let encoding = encoding.map_err(|e| {
-            Error::damaged(format!("cannot encode a text: {e}")).at(&self.origin).hint(HINT)
-        })?;
-        let own = encoding.get_ids();
+        let own = match &self.memory {
+            Some(memory) if memory.may_cut(text) => {
+                memory.ids(text, |piece| self.own_ids(piece))?
+            }
+            _ => self.own_ids(text)?,
+        };
         let kept = match own.len().checked_sub(room) {
-            None => own,
+            None => &own[..],
             Some(over) if self.keep_end => &own[over..],
             Some(_) => &own[..room],
         };
@@ -154,6 +160,14 @@ impl TextTokenizer {
         ids.extend_from_slice(after);
         let whole = before.len() + own.len() + after.len();
         Ok(Encoded { cut: ids.len() < whole, ids, whole })
+    }
+
+    /// A text's ids, without those around it.
+    fn own_ids(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| {
+            Error::damaged(format!("cannot encode a text: {e}")).at(&self.origin).hint(HINT)
+        })?;
+        Ok(encoding.get_ids().to_vec())
     }
 
     /// The tokens as the vocabulary spells them (`Ġ` is a space before, `##` a word going on). An

@@ -5,6 +5,7 @@ use super::family::{Family, Named};
 use super::form;
 use super::learn::{Word, learn};
 use super::open::Source;
+use super::pieces::Cuts;
 use crate::error::{Error, Result};
 use crate::progress;
 use serde_json::{Map, Value};
@@ -20,6 +21,9 @@ use tokenizers::tokenizer::{
 const AT_LEAST: i64 = 2;
 /// WordPiece keeps so many different characters, the commonest; a word with another is `[UNK]`.
 const CHARACTERS: usize = 1000;
+
+/// Different pieces of the corpus's texts that are held before they are cut into words.
+const AT_ONCE: usize = 1 << 18;
 
 /// What can be trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +46,13 @@ impl TokenizerKind {
         }
     }
 
+    fn cuts(self) -> Cuts {
+        match self {
+            TokenizerKind::Bpe => Cuts::Bytes,
+            TokenizerKind::WordPiece { .. } => Cuts::Bert,
+        }
+    }
+
     fn specials(self) -> [&'static str; 5] {
         match self {
             TokenizerKind::Bpe => ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
@@ -57,7 +68,20 @@ impl TokenizerKind {
         Map::from_iter([(key.to_string(), Value::from(value))])
     }
 
-    /// The words of a text, as the finished tokenizer will see them.
+    /// Adds the words of counted pieces of text, as the finished tokenizer will see them.
+    fn count(
+        self,
+        pieces: impl Iterator<Item = (String, i64)>,
+        counts: &mut HashMap<String, i64>,
+    ) -> Result<()> {
+        for (piece, count) in pieces {
+            progress::tick()?;
+            self.words(&piece, |word| add(counts, word, count))
+                .map_err(|e| Error::bug(format!("{piece:?} cannot be cut into words: {e}")))?;
+        }
+        Ok(())
+    }
+
     fn words(self, text: &str, mut each: impl FnMut(&str)) -> tokenizers::Result<()> {
         let mut text = NormalizedString::from(text);
         let mut pieces = match self {
@@ -128,22 +152,32 @@ impl TextTokenizer {
     }
 }
 
+fn add(counts: &mut HashMap<String, i64>, text: &str, more: i64) {
+    match counts.get_mut(text) {
+        Some(count) => *count += more,
+        None => drop(counts.insert(text.to_string(), more)),
+    }
+}
+
 /// The corpus's different words with their counts, in the order of their spelling.
 fn count_words(
     kind: TokenizerKind,
     corpus: impl Iterator<Item = Result<String>>,
 ) -> Result<Vec<(String, i64)>> {
     let mut counts: HashMap<String, i64> = HashMap::new();
+    let mut pieces: HashMap<String, i64> = HashMap::new();
     let mut texts = 0u64;
     for text in corpus {
         progress::tick()?;
         texts += 1;
-        let counted = kind.words(&text?, |word| match counts.get_mut(word) {
-            Some(count) => *count += 1,
-            None => drop(counts.insert(word.to_string(), 1)),
-        });
-        counted.map_err(|e| Error::bug(format!("text {texts} cannot be cut into words: {e}")))?;
+        for piece in kind.cuts().pieces(&text?) {
+            add(&mut pieces, piece, 1);
+        }
+        if pieces.len() >= AT_ONCE {
+            kind.count(pieces.drain(), &mut counts)?;
+        }
     }
+    kind.count(pieces.drain(), &mut counts)?;
     if counts.is_empty() {
         return Err(Error::data(format!("no word in the {texts} texts of the corpus")).hint(
             "a tokenizer is trained on the texts that `prepare` writes; see whether there are any",
