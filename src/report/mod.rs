@@ -1,8 +1,10 @@
-//! What a run says about itself: one line a step, and records that never double.
+//! What a run says about itself: one line a step, records that never double, tables of
+//! figures, and pictures.
 
 pub mod console;
 pub mod jsonl;
 pub mod metrics_json;
+pub mod picture;
 pub mod step_line;
 pub mod tensorboard;
 
