@@ -5,6 +5,7 @@ pub mod console;
 pub mod jsonl;
 pub mod metrics_json;
 pub mod picture;
+pub mod plots;
 pub mod step_line;
 pub mod tensorboard;
 
