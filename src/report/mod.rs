@@ -6,6 +6,7 @@ pub mod jsonl;
 pub mod metrics_json;
 pub mod picture;
 pub mod plots;
+pub mod scores;
 pub mod step_line;
 pub mod tensorboard;
 
