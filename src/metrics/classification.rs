@@ -8,7 +8,7 @@
 //! is without an AUC; scikit-learn gives NaN there and would spoil the mean with it.
 
 use super::registry::{Direction, Merge, Registry};
-use super::{finite, ranking, same_length};
+use super::{DIVERGED, finite, ranking, same_length};
 use crate::error::{Error, Result};
 use crate::progress;
 
@@ -104,7 +104,7 @@ pub fn classification(
         )));
     }
     same_length(probabilities.len() / classes, targets.len())?;
-    finite("probability", probabilities, classes)?;
+    finite("probability", probabilities, classes).map_err(|e| e.hint(DIVERGED))?;
     if let Some(at) = targets.iter().position(|&target| target >= classes) {
         return Err(Error::bug(format!("sample {at} is of class {} of {classes}", targets[at])));
     }

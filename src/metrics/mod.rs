@@ -12,6 +12,9 @@ pub mod table;
 
 use crate::error::{Error, Result};
 
+/// What to do about predictions that are not finite.
+const DIVERGED: &str = "lower training.lr, or train with training.precision: fp32";
+
 /// Refuses two columns of unequal length, which is a bug of the caller (exit code 70), and empty
 /// ones, of which nothing can be said (exit code 3).
 fn same_length(first: usize, second: usize) -> Result<()> {
@@ -34,7 +37,6 @@ fn finite(what: &str, values: &[f64], width: usize) -> Result<()> {
             "the {what} of sample {} is {} (samples count from 0)",
             at / width,
             values[at]
-        ))
-        .hint("lower training.lr, or train with training.precision: fp32")),
+        ))),
     }
 }

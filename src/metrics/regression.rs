@@ -1,8 +1,8 @@
 //! Errors of predicted numbers, as scikit-learn 1.9 defines them.
 
 use super::registry::{Direction, Merge, Registry};
-use super::{finite, same_length};
-use crate::error::Result;
+use super::{DIVERGED, finite, same_length};
+use crate::error::{Error, Result};
 
 /// How far predictions lie from the truth. Units are the target's (squared in `mse`).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,14 +42,18 @@ pub fn register(registry: &mut Registry, suffix: &str, unit: &str) -> Result<()>
 /// Compares predictions with targets, sample by sample.
 ///
 /// # Errors
-/// No sample (exit code 3), values that are not finite (6), unequal lengths (70).
+/// No sample and targets that are not finite (exit code 3), predictions that are not (6), unequal
+/// lengths (70).
 ///
 /// Targets that are all equal count as without spread even where their mean in floating point is
 /// another number; scikit-learn then divides by what rounding left.
 pub fn regression(predictions: &[f64], targets: &[f64]) -> Result<Regression> {
     same_length(predictions.len(), targets.len())?;
-    finite("prediction", predictions, 1)?;
-    finite("target", targets, 1)?;
+    finite("prediction", predictions, 1).map_err(|e| e.hint(DIVERGED))?;
+    if let Some(at) = targets.iter().position(|target| !target.is_finite()) {
+        return Err(Error::data(format!("the target of sample {at} is {}", targets[at]))
+            .hint("samples without a true value cannot be measured: drop their rows"));
+    }
     let count = targets.len();
     let errors = || predictions.iter().zip(targets).map(|(p, t)| p - t);
     let absolute: f64 = errors().map(f64::abs).sum();
@@ -96,6 +100,7 @@ mod tests {
         assert_eq!(error.code(), 6);
         assert!(error.to_string().starts_with("the prediction of sample 2 is NaN"), "{error}");
         let error = regression(&[1.0], &[f64::INFINITY]).unwrap_err();
+        assert_eq!(error.code(), 3);
         assert!(error.to_string().starts_with("the target of sample 0 is inf"), "{error}");
     }
 
