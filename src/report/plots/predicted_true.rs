@@ -114,8 +114,8 @@ impl PredictedTrue<'_> {
         let mut scene = Scene::new(WIDTH, super::height_with_notes(below, &notes), self.title);
         super::draw_title(&mut scene, left, self.title);
         let unit = if self.unit.is_empty() { String::new() } else { format!(" ({})", self.unit) };
-        let axis = |what: &str| format!("{what} {}{unit}", lower_initial(self.quantity));
-        plot.draw_axes(&mut scene, TICKS, &axis("True"), &axis("Predicted"));
+        let axis = |what: &str| format!("{}, {what}{unit}", self.quantity);
+        plot.draw_axes(&mut scene, TICKS, &axis("true"), &axis("predicted"));
         for one in &series {
             draw_points(&mut scene, &plot, one);
         }
@@ -175,17 +175,6 @@ fn unit_head(name: &str, unit: &str) -> String {
     match unit {
         "" => name.to_string(),
         unit => format!("{name} ({})", font::fit(unit, TEXT_SIZE, 120.0)),
-    }
-}
-
-/// `Yield strength` within a sentence; `YS` stays as it is.
-fn lower_initial(text: &str) -> String {
-    let mut letters = text.chars();
-    match (letters.next(), letters.next()) {
-        (Some(first), Some(second)) if second.is_lowercase() => {
-            first.to_lowercase().chain(text.chars().skip(1)).collect()
-        }
-        _ => text.to_string(),
     }
 }
 
@@ -277,8 +266,8 @@ mod tests {
         let (texts, pixels) = examine(&picture(Some(train), validation).scene().unwrap());
         let wanted = [
             "A <title>",
-            "True yield strength (MPa)",
-            "Predicted yield strength (MPa)",
+            "Yield strength, true (MPa)",
+            "Yield strength, predicted (MPa)",
             "train",
             "validation",
             "MAE (MPa)",
@@ -341,12 +330,5 @@ mod tests {
         let plot = Plot { corner: (0.0, 0.0), size: (500.0, 500.0), x: range, y: range };
         let (x, y) = emptier_corner(&plot, (100.0, 100.0), &[series]);
         assert!(x > 300.0 && y > 300.0);
-    }
-
-    #[test]
-    fn quantities_within_a_title() {
-        assert_eq!(lower_initial("Yield strength"), "yield strength");
-        assert_eq!(lower_initial("YS"), "YS");
-        assert_eq!((lower_initial("E"), lower_initial("")), ("E".to_string(), String::new()));
     }
 }
