@@ -28,7 +28,8 @@ impl Regression {
 }
 
 /// Declares the names of [`Regression::figures`], each with `suffix` behind it, and says that they
-/// are in `unit` (`_raw` and `MPa`; nothing and `normalised units`).
+/// are in `unit` (`_raw` and `MPa`; nothing and `normalised units`). `r2` is the same in all units,
+/// so it is declared with the empty suffix alone.
 pub fn register(registry: &mut Registry, suffix: &str, unit: &str) -> Result<()> {
     let mut add = |name: &str, direction, what: String| {
         registry.add(format!("{name}{suffix}"), direction, Merge::Table, what)
@@ -36,6 +37,9 @@ pub fn register(registry: &mut Registry, suffix: &str, unit: &str) -> Result<()>
     add("mae", Direction::Lower, format!("mean absolute error, {unit}"))?;
     add("mse", Direction::Lower, format!("mean squared error, ({unit})^2"))?;
     add("rmse", Direction::Lower, format!("root of the mean squared error, {unit}"))?;
+    if !suffix.is_empty() {
+        return Ok(());
+    }
     add("r2", Direction::Higher, "coefficient of determination".to_string())
 }
 

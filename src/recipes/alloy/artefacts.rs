@@ -1,6 +1,7 @@
 //! What a finished run leaves beside its checkpoints: figures, predictions in real units beside the
 //! true values, and the pictures people look at.
 
+use super::pictures::draw;
 use super::samples::{Sample, Samples};
 use super::sections::Sections;
 use super::target::Target;
@@ -60,6 +61,7 @@ pub fn write(
                 );
             }
         }
+        draw(dir, &samples.target, &measured, &session.console)?;
         let text = format!("{:#}\n", Value::Object(results));
         files::write_text(&dir.join("evaluation.json"), &text)
     })

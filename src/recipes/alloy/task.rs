@@ -82,11 +82,6 @@ impl TextData {
         }
     }
 
-    /// Lengths of a part's texts, specials included.
-    pub fn lengths(&self, part: Part) -> Vec<u32> {
-        self.part(part).iter().map(|text| text.ids.len() as u32).collect()
-    }
-
     /// Answers of a batch whose rows begin at multiples of `width`, and what they count; tokens to
     /// be predicted are hidden in `ids`.
     fn answers(
@@ -370,7 +365,7 @@ fn measure(target: &Target, table: &Table) -> Result<Vec<(String, f64)>> {
             let raw = regression::regression(&real(&predictions), &real(&targets))?;
             let mut figures: Vec<(String, f64)> =
                 normalised.figures().map(|(name, value)| (name.to_string(), value)).to_vec();
-            let in_units = raw.figures().into_iter();
+            let in_units = raw.figures().into_iter().filter(|(name, _)| *name != "r2");
             figures.extend(in_units.map(|(name, value)| (format!("{name}{RAW}"), value)));
             // scikit-learn's answer to one sample; a record holds numbers.
             figures.retain(|(_, value)| !value.is_nan());
@@ -390,13 +385,19 @@ fn measure(target: &Target, table: &Table) -> Result<Vec<(String, f64)>> {
     }
 }
 
-/// Everything about a table of class probabilities and, in the last column, true classes.
-pub fn classes_of(table: &Table, classes: usize) -> Result<Classification> {
+/// Class probabilities `[samples, classes]`, row by row, and true classes of a table that holds both.
+pub fn probabilities_of(table: &Table, classes: usize) -> (Vec<f64>, Vec<usize>) {
     let mut probabilities = Vec::with_capacity(table.len() * classes);
     let mut targets = Vec::with_capacity(table.len());
     for (_, row) in table.rows() {
         probabilities.extend_from_slice(&row[..classes]);
         targets.push(row[classes] as usize);
     }
+    (probabilities, targets)
+}
+
+/// Everything about such a table.
+pub fn classes_of(table: &Table, classes: usize) -> Result<Classification> {
+    let (probabilities, targets) = probabilities_of(table, classes);
     classification::classification(&probabilities, classes, &targets)
 }
