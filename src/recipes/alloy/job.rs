@@ -125,10 +125,11 @@ impl Job {
             (Kind::Number, (Cell::Missing, Some(Change::Impossible))) => Some(IMPOSSIBLE),
             (_, (Cell::Missing, _)) => Some(NO_VALUE),
             (Kind::Number, (Cell::Text(text), _)) => {
-                return Err(Error::data(format!("{} is {text:?}, not a number", column.name)).hint(
-                    "mend the row; or name the word in dataset.missing; or say in dataset.classes \
-                     which values are which class",
-                ));
+                return Err(Error::data(format!("{} is {text:?}, not a number", column.name))
+                    .hint(
+                        "mend the row, or name the word in dataset.missing; a classification needs \
+                     dataset.classes: auto, or a map of classes to values",
+                    ));
             }
             (Kind::Number, (Cell::Number(x, _), _)) => {
                 let outside = self.bounds.is_some_and(|[low, high]| *x < low || *x > high);

@@ -169,6 +169,8 @@ struct Shown {
     line: Line,
     /// Value to (class, rows); None once it does not determine the class.
     classes: Option<HashMap<String, (usize, u64)>>,
+    /// Whether some value is no number.
+    words: bool,
 }
 
 /// Sums for a straight line between a column's number and the target.
@@ -232,6 +234,7 @@ impl Watch {
             match (truth, cell) {
                 (Some(Truth::Number(y)), Cell::Number(x, _)) => shown.line.add(*x, y),
                 (Some(Truth::Class(class)), Cell::Number(..) | Cell::Text(_)) => {
+                    shown.words |= matches!(cell, Cell::Text(_));
                     shown.class(cell.text(), class);
                 }
                 _ => {}
@@ -271,14 +274,16 @@ impl Shown {
     }
 
     /// Whether every value that occurs more than once told its class, most rows have such a value,
-    /// and more than one class is told.
+    /// and more than one class is told. Numbers are believed where they are few, as codes are:
+    /// measurements of one paper often come with one class.
     fn determines(&self) -> bool {
         let Some(known) = &self.classes else { return false };
         let all: u64 = known.values().map(|(_, rows)| rows).sum();
         let again: Vec<_> = known.values().filter(|(_, rows)| *rows > 1).collect();
         let rows: u64 = again.iter().map(|(_, rows)| rows).sum();
         let classes: BTreeSet<usize> = again.iter().map(|(class, _)| *class).collect();
-        rows >= ENOUGH && 2 * rows > all && classes.len() > 1
+        let few = self.words || known.len() <= 2 * classes.len();
+        rows >= ENOUGH && 2 * rows > all && classes.len() > 1 && few
     }
 }
 
@@ -385,12 +390,12 @@ mod tests {
 
     #[test]
     fn values_that_tell_the_class() {
-        let columns = columns(&["kind", "code", "notes", "noise", "unique", "one"]);
+        let columns = columns(&["kind", "code", "notes", "noise", "unique", "one", "digit", "ppm"]);
         let mut why = by_name(&columns, 0, &BTreeSet::new(), &[]);
         let words = BTreeSet::from(["laves".to_string()]);
         let mut watch = Watch::new(&columns, &why, words);
         let unique: Vec<String> = (0..100).map(|i| format!("u{i}")).collect();
-        for i in 0..100usize {
+        for (i, unique) in unique.iter().enumerate() {
             let class = i % 3;
             let notes = if i == 70 { "with Laves, I think" } else { "nothing" };
             let code = if class == 0 {
@@ -406,15 +411,17 @@ mod tests {
                 Cell::Text(code),
                 Cell::Text(notes),
                 Cell::Text(noise),
-                Cell::Text(&unique[i]),
+                Cell::Text(unique),
                 Cell::Text("same"),
+                number(class as f64),
+                number((i % 30) as f64),
             ];
             // Class words are looked for in every part, classes in the training part alone.
             watch.add(&cells, (i != 70).then_some(Truth::Class(class)));
         }
         watch.finish(&mut why);
         let found: Vec<bool> = why.iter().map(Option::is_some).collect();
-        assert_eq!(found, [true, true, true, false, false, false]);
+        assert_eq!(found, [true, true, true, false, false, false, true, false]);
         assert!(why[2].as_ref().unwrap().contains("\"laves\""));
     }
 }

@@ -125,6 +125,8 @@ const NAMES: &[(&str, &str)] = &[
     ("calculateddensity", "calculated density"),
     ("expyoungmodulus", "measured Young's modulus"),
     ("calculatedyoungmodulus", "calculated Young's modulus"),
+    ("microstructure", "microstructure"),
+    ("bccfccother", "crystal structure class"),
     ("elongation", "elongation"),
     ("elongationplastic", "plastic elongation"),
     ("ocontent", "oxygen content"),
@@ -415,7 +417,7 @@ mod tests {
             make(&text, &[5, 7], true, ROW).unwrap(),
             "The alloy is Al0.25 Co1 Fe1 Ni1. In atomic percent it is Al 7.7, Co 30.8, Fe 30.8, Ni \
              30.8. It was cast. It was tested in compression. Its test temperature is 25 °C. Its \
-             Microstructure is FCC."
+             microstructure is FCC."
         );
         let row = ["W1", "spraying", "bending", "", "19", "7", "", "", "80.50"];
         text.element_facts = true;
