@@ -1,7 +1,16 @@
-//! What the tests of this recipe share: a directory of their own, real files, sections.
+//! What the tests of this recipe share: a directory of their own, real files, sections, and what
+//! must hold of any prepared data.
 
-use super::config::AlloyDataset;
+use super::config::{AlloyDataset, TextSection};
+use super::prepare::{Prepared, prepare};
+use super::reader::TableReader;
+use super::report::Report;
+use super::samples::{Samples, read_samples};
+use super::target::Target;
 use crate::config::{ConfigFile, Dataset, Size, UserPath};
+use crate::error::Result;
+use csv::StringRecord;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A directory of its own for a test, removed at the end.
@@ -54,4 +63,67 @@ pub fn own(dir: &Scratch, yaml: &str) -> AlloyDataset {
     own.check().unwrap();
     own.prepared_dir = UserPath::new(dir.0.join("all_data").to_str().unwrap()).unwrap();
     own
+}
+
+/// Prepares without saying anything.
+pub fn quietly(dataset: &Dataset, own: &AlloyDataset, text: &TextSection) -> Result<Prepared> {
+    prepare(dataset, own, text, &|_| {})
+}
+
+/// Prepares, and reads the samples of the picked target.
+pub fn make(dataset: &Dataset, own: &AlloyDataset) -> (Report, Samples) {
+    let text = TextSection::default();
+    let prepared = quietly(dataset, own, &text).unwrap();
+    let short = own.picked().unwrap().short;
+    let report = prepared.reports.into_iter().find(|r| r.short == short).unwrap();
+    (report, read_samples(dataset, own, &text).unwrap())
+}
+
+/// Column names and rows of a CSV.
+pub fn read(path: &Path) -> (StringRecord, Vec<StringRecord>) {
+    let mut reader = TableReader::open(path, None).unwrap();
+    let mut record = StringRecord::new();
+    let mut rows = Vec::new();
+    while reader.read(&mut record).unwrap().is_some() {
+        rows.push(record.clone());
+    }
+    (reader.headers, rows)
+}
+
+/// Dropped rows by reason.
+pub fn dropped(report: &Report) -> BTreeMap<&str, u64> {
+    report.dropped.iter().map(|(why, tally)| (why.as_str(), tally.count)).collect()
+}
+
+/// No composition stands in two parts, and the converted tables hold what the samples do.
+pub fn check_parts(own: &AlloyDataset, samples: &Samples) {
+    let short = own.picked().unwrap().short;
+    let mut seen: BTreeMap<u64, &str> = BTreeMap::new();
+    for (prefix, part) in [("tr", &samples.train), ("vl", &samples.val), ("te", &samples.test)] {
+        let path = own.prepared_dir.join(&short).join(format!("{prefix}_{short}_convert.csv"));
+        if part.is_empty() {
+            assert!(!path.exists());
+            continue;
+        }
+        let (headers, rows) = read(&path);
+        let at = |name: &str| headers.iter().position(|h| h == name).unwrap();
+        assert_eq!(rows.len(), part.len());
+        for (row, sample) in rows.iter().zip(part) {
+            let key = super::formula::Composition::parse(&row[at("FORMULA")], false).unwrap().key();
+            assert_eq!(*seen.entry(key).or_insert(prefix), prefix, "{}", &row[at("FORMULA")]);
+            assert_eq!(row[at("target")].parse::<f64>().unwrap(), sample.target);
+            assert_eq!(row[at("target_raw")], sample.target_raw);
+            let raw = sample.target_raw.parse::<f64>();
+            match &samples.target {
+                Target::Regression { .. } => {
+                    let raw = raw.unwrap();
+                    assert!(
+                        (samples.target.real(sample.target) - raw).abs()
+                            <= 1e-9 * raw.abs().max(1.0)
+                    );
+                }
+                Target::Classes { names, .. } => assert!((sample.target as usize) < names.len()),
+            }
+        }
+    }
 }
