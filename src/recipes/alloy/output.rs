@@ -135,6 +135,23 @@ impl Drop for Output {
     }
 }
 
+/// Removes what killed processes of this machine left unfinished in a directory.
+pub fn clear_leftovers(dir: &Path) -> Result<()> {
+    let entries = std::fs::read_dir(dir).map_err(|e| Error::read(dir, &e))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let dead = name
+            .rsplit_once('-')
+            .filter(|(rest, _)| files::is_temporary(&name) && rest.ends_with(&files::host_name()))
+            .filter(|(_, pid)| pid.parse::<u32>().is_ok())
+            .is_some_and(|(_, pid)| !Path::new("/proc").join(pid).exists());
+        if dead {
+            std::fs::remove_file(entry.path()).map_err(|e| Error::write(&entry.path(), &e))?;
+        }
+    }
+    Ok(())
+}
+
 /// What a target's files were made from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

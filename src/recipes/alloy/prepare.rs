@@ -8,7 +8,7 @@ use super::clean::{Cell, Change, Cleaner};
 use super::columns::Columns;
 use super::config::{AlloyDataset, SplitBy, TextSection, Wanted};
 use super::job::{Job, Kind, changed, composition_key};
-use super::output::{Layout, Output, Stamp, content};
+use super::output::{Layout, Output, Stamp, clear_leftovers, content};
 use super::parts;
 use super::reader::{Place, TableReader};
 use super::report::{Report, Tally, TextFacts};
@@ -347,6 +347,9 @@ impl<'j> TargetWriter<'j> {
         let (maker, _) = TextMaker::new(&plan, columns)?;
         let layout = Layout::new(passes.own, &job.wanted);
         files::make_dir(&layout.dir())?;
+        for dir in [layout.dir(), passes.own.prepared_dir.to_path_buf()] {
+            clear_leftovers(&dir)?;
+        }
         let names = || columns.list.iter().map(|column| column.name.as_str());
         let part = |part: Part| -> Result<Option<(Output, Output)>> {
             if job.parts[part as usize].rows == 0 {

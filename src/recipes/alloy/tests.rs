@@ -151,7 +151,16 @@ fn prepared_data_are_known_again() {
     assert!(is_prepared(&shared, &own, &text).unwrap());
     std::fs::remove_file(own.prepared_dir.join("p/vl_p_text.csv")).unwrap();
     assert!(!is_prepared(&shared, &own, &text).unwrap());
+    // What a killed process left goes; what a living one writes stays.
+    let left = |pid: &str| {
+        let name = format!(".tmp-tr_y_text.csv-{}-{pid}", crate::files::host_name());
+        own.prepared_dir.join("y").join(name)
+    };
+    std::fs::write(left("4194305"), "cut").unwrap();
+    std::fs::write(left("1"), "being written").unwrap();
     quietly(&shared, &own, &text).unwrap();
+    assert!(!left("4194305").exists() && left("1").exists());
+    std::fs::remove_file(left("1")).unwrap();
     assert_eq!(bytes("y"), before);
     let mut classes = own.clone();
     classes.target = Some("p".into());
