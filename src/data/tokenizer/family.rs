@@ -22,6 +22,9 @@ pub(super) enum Family {
     Other,
 }
 
+/// Yes, no, or as the other settings say.
+type Setting = Option<bool>;
+
 impl Family {
     pub(super) fn words(self) -> &'static str {
         match self {
@@ -32,14 +35,17 @@ impl Family {
     }
 
     /// The settings that stand both in `tokenizer_config.json`, where transformers reads them, and
-    /// in `tokenizer.json`: the key of the one, part and field of the other.
-    pub(super) fn settings(self) -> &'static [(&'static str, &'static str, &'static str)] {
+    /// in `tokenizer.json`: the key of the one, part and field of the other, and the class's value
+    /// where the one does not say.
+    pub(super) fn settings(self) -> &'static [(&'static str, &'static str, &'static str, Setting)] {
         match self {
-            Family::Roberta => &[("add_prefix_space", "pre_tokenizer", "add_prefix_space")],
+            Family::Roberta => {
+                &[("add_prefix_space", "pre_tokenizer", "add_prefix_space", Some(false))]
+            }
             Family::Bert => &[
-                ("do_lower_case", "normalizer", "lowercase"),
-                ("strip_accents", "normalizer", "strip_accents"),
-                ("tokenize_chinese_chars", "normalizer", "handle_chinese_chars"),
+                ("do_lower_case", "normalizer", "lowercase", Some(true)),
+                ("strip_accents", "normalizer", "strip_accents", None),
+                ("tokenize_chinese_chars", "normalizer", "handle_chinese_chars", Some(true)),
             ],
             Family::Other => &[],
         }
@@ -63,27 +69,34 @@ impl Family {
     }
 }
 
-/// Special tokens under their names: a text, or a table of `content`, `lstrip` and so on.
+/// Special tokens: each a text, or a table of `content`, `lstrip` and so on.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Named(pub(super) BTreeMap<&'static str, Value>);
+pub(super) struct Named {
+    /// Those with a name.
+    pub(super) by_name: BTreeMap<&'static str, Value>,
+    /// Those without.
+    pub(super) extra: Vec<Value>,
+}
 
 impl Named {
     /// The class's own.
     pub(super) fn of(family: Family) -> Named {
         let pairs = NAMES.into_iter().zip(family.defaults());
-        Named(pairs.filter_map(|(name, token)| Some((name, Value::from(token?)))).collect())
+        let by_name = pairs.filter_map(|(name, token)| Some((name, Value::from(token?))));
+        Named { by_name: by_name.collect(), extra: Vec::new() }
     }
 
     pub(super) fn content(&self, name: &str) -> Option<&str> {
-        content(self.0.get(name)?)
+        content(self.by_name.get(name)?)
     }
 
-    /// Each once, in the order of [`NAMES`].
+    /// All of them, in the order in which transformers adds them.
     pub(super) fn tokens(&self) -> impl Iterator<Item = &Value> {
-        NAMES.iter().filter_map(|name| self.0.get(name))
+        NAMES.iter().filter_map(|name| self.by_name.get(name)).chain(&self.extra)
     }
 }
 
+/// The token's text.
 pub(super) fn content(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token.get("content")?.as_str())
 }

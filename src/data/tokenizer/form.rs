@@ -2,10 +2,14 @@
 
 use super::family::{HINT, Named, content};
 use crate::error::{Error, Result};
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
-use tokenizers::tokenizer::Tokenizer;
+use tokenizers::{
+    DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+    Tokenizer,
+};
 
 /// Adds the named special tokens that the vocabulary lacks, at the next ids.
 pub(super) fn add_missing(mut json: Value, named: &Named) -> Result<Value> {
@@ -152,16 +156,71 @@ fn ends(named: &Named) -> Result<(&str, &str)> {
     }
 }
 
-/// Builds the tokenizer; what the crate refuses is told with the place in the file where that has one.
+/// Builds the tokenizer.
 pub(super) fn build(json: &Value, origin: &str) -> Result<Tokenizer> {
+    check_template(&json["post_processor"]).map_err(|e| e.at(origin))?;
+    check_prefix(&json["model"]).map_err(|e| e.at(origin))?;
     Tokenizer::from_str(&json.to_string()).map_err(|e| {
         // The position is one in our own rendering, which nobody has seen.
         let what = e.to_string();
         let what = what.split(" at line ").next().unwrap_or_default();
-        Error::damaged(format!("this JSON is no tokenizer that can be read: {what}"))
-            .at(origin)
-            .hint(HINT)
+        let what = match unreadable(json) {
+            Some(part) => {
+                let kind = json[part]["type"].as_str().unwrap_or("without a type");
+                format!("this tokenizer's `{part}` ({kind}) cannot be read: {what}")
+            }
+            None => format!("this JSON is no tokenizer that can be read: {what}"),
+        };
+        Error::damaged(what).at(origin).hint(HINT)
     })
+}
+
+/// The part of a `tokenizer.json` that is to blame.
+fn unreadable(json: &Value) -> Option<&'static str> {
+    fn reads<T: DeserializeOwned>(part: &Value) -> bool {
+        part.is_null() || serde_json::from_value::<T>(part.clone()).is_ok()
+    }
+    let parts = [
+        ("normalizer", reads::<NormalizerWrapper>(&json["normalizer"])),
+        ("pre_tokenizer", reads::<PreTokenizerWrapper>(&json["pre_tokenizer"])),
+        ("post_processor", reads::<PostProcessorWrapper>(&json["post_processor"])),
+        ("decoder", reads::<DecoderWrapper>(&json["decoder"])),
+        ("model", reads::<ModelWrapper>(&json["model"])),
+    ];
+    parts.into_iter().find(|(_, reads)| !reads).map(|(part, _)| part)
+}
+
+/// A template may only use special tokens that it declares; the crate takes that for granted.
+fn check_template(post_processor: &Value) -> Result<()> {
+    for inner in post_processor["processors"].as_array().into_iter().flatten() {
+        check_template(inner)?;
+    }
+    let template = |name: &str| post_processor[name].as_array().into_iter().flatten();
+    for piece in template("single").chain(template("pair")) {
+        let id = &piece["SpecialToken"]["id"];
+        if let Some(id) = id.as_str().filter(|id| post_processor["special_tokens"][id].is_null()) {
+            let what = format!("the post_processor's template uses {id:?} without declaring it");
+            return Err(Error::damaged(what).hint(HINT));
+        }
+    }
+    Ok(())
+}
+
+/// With a `continuing_subword_prefix` each merge's second part has it; the crate takes that for
+/// granted, too.
+fn check_prefix(model: &Value) -> Result<()> {
+    let prefix = model["continuing_subword_prefix"].as_str().unwrap_or_default();
+    for merge in model["merges"].as_array().into_iter().flatten() {
+        let second = match merge.as_str() {
+            Some(text) => text.split(' ').next_back(),
+            None => merge[1].as_str(),
+        };
+        if !second.unwrap_or_default().starts_with(prefix) {
+            let what = format!("a merge's second part, {second:?}, does not begin with {prefix:?}");
+            return Err(Error::damaged(what).hint(HINT));
+        }
+    }
+    Ok(())
 }
 
 /// Added tokens must have got the ids that the file gives them.

@@ -84,9 +84,10 @@ pub struct TextTokenizer {
 impl TextTokenizer {
     /// Reads a Hugging Face directory: `tokenizer.json`, or else `vocab.json` and `merges.txt`
     /// (RoBERTa), or else `vocab.txt` (BERT), each with `tokenizer_config.json` and
-    /// `special_tokens_map.json` where they are. As in transformers, `do_lower_case` and
-    /// `add_prefix_space` of `tokenizer_config.json` overrule `tokenizer.json`; what they leave
-    /// unsaid is `tokenizer.json`'s. Errors are of kind damaged, with file and line.
+    /// `special_tokens_map.json` where they are. As in transformers, `tokenizer_config.json`
+    /// overrules `tokenizer.json`, even by silence: where it does not say `do_lower_case` a BERT
+    /// lower-cases, where it does not say `add_prefix_space` a RoBERTa adds none. Without that file
+    /// `tokenizer.json` counts as it is. Errors are of kind damaged, with file and line.
     pub fn open(dir: &Path) -> Result<TextTokenizer> {
         Self::new(open::read(dir)?)
     }
@@ -277,5 +278,116 @@ fn around(tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
         }
         _ => Err(Error::damaged("its post-processor does more than put tokens around a text")
             .hint("use the tokenizer of a RoBERTa, BERT or another encoder of single texts")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trained(kind: TokenizerKind, size: usize) -> TextTokenizer {
+        let corpus = ["The alloy Fe20Ni80 is hard.", "The alloy is as-cast; it isn't hard."];
+        let corpus = corpus.iter().cycle().take(6).map(|text| Ok(text.to_string()));
+        TextTokenizer::train(kind, size, corpus).unwrap()
+    }
+
+    #[test]
+    fn truncation_keeps_the_ends_and_is_told() {
+        let tokenizer = trained(TokenizerKind::Bpe, 300);
+        let text = "The alloy is hard.";
+        let whole = tokenizer.encode(text, 512).unwrap();
+        assert!(!whole.cut && whole.whole == whole.ids.len());
+        assert_eq!(tokenizer.decode(&whole.ids), format!("<s>{text}</s>"));
+        let n = whole.ids.len();
+        assert!(!tokenizer.encode(text, n).unwrap().cut);
+        let cut = tokenizer.encode(text, n - 1).unwrap();
+        assert_eq!((cut.cut, cut.whole, cut.ids.len()), (true, n, n - 1));
+        assert_eq!(cut.ids[..n - 2], whole.ids[..n - 2]);
+        assert_eq!(cut.ids.last(), whole.ids.last());
+        assert_eq!(tokenizer.encode("", 3).unwrap().ids, [0, 2]);
+        let error = tokenizer.encode("", 2).unwrap_err();
+        assert_eq!(error.code(), 2);
+        assert!(error.to_string().contains("at least 3"), "{error}");
+        assert_eq!(tokenizer.tokens(&[4, 999_999]), ["<mask>", "#999999"]);
+    }
+
+    #[test]
+    fn a_tokenizer_that_is_not_the_model_s_is_refused() {
+        let tokenizer = trained(TokenizerKind::Bpe, 280);
+        let n = tokenizer.vocab_size() as i64;
+        assert_eq!(n, 280);
+        tokenizer.fits(n, 1).unwrap();
+        tokenizer.fits(n + 1024, 1).unwrap();
+        for (vocab_size, pad, expected) in [
+            (n - 1, 1, "ids go up to 279, the model's vocab_size is 279"),
+            (n, 0, "its padding is id 1, the model's pad_token_id 0"),
+            (50265, 1, "only 280 of the model's 50265 embedding rows have a token"),
+        ] {
+            let error = tokenizer.fits(vocab_size, pad).unwrap_err();
+            assert_eq!(error.code(), 2);
+            let text = error.to_string();
+            assert!(text.contains(expected) && text.contains("for a fresh model set"), "{text}");
+        }
+        let described = tokenizer.describe();
+        assert_eq!(
+            described,
+            "byte-level BPE (RoBERTa), 280 ids, <pad> 1, <s> 0, </s> 2, <mask> 4, <unk> 3"
+        );
+    }
+
+    #[test]
+    fn training_that_cannot_be() {
+        let train = |kind, size, corpus: Vec<Result<String>>| {
+            TextTokenizer::train(kind, size, corpus.into_iter()).err().unwrap()
+        };
+        let wordpiece = TokenizerKind::WordPiece { lowercase: true };
+        let text = |text: &str| vec![Ok(text.to_string())];
+        for error in [
+            train(TokenizerKind::Bpe, 300, vec![]),
+            train(TokenizerKind::Bpe, 300, text("")),
+            train(wordpiece, 300, text(" \n\u{200b} ")),
+        ] {
+            assert_eq!(error.code(), 3);
+            assert!(error.to_string().contains("no word in the"), "{error}");
+        }
+        let error = train(TokenizerKind::Bpe, 260, text("a"));
+        assert_eq!(error.code(), 2);
+        assert!(error.to_string().contains("characters alone are 261"), "{error}");
+        // 5 special tokens, a, b and c, ##b and ##c.
+        let error = train(wordpiece, 9, text("abc"));
+        assert!(error.to_string().contains("characters alone are 10"), "{error}");
+        let broken = vec![Ok("a".to_string()), Err(Error::data("row 7 is broken"))];
+        assert_eq!(train(wordpiece, 300, broken).to_string(), "row 7 is broken");
+    }
+
+    #[test]
+    fn a_model_s_length_is_written() {
+        let mut tokenizer = trained(TokenizerKind::WordPiece { lowercase: false }, 60);
+        tokenizer.set_model_max_length(512);
+        let files = tokenizer.files().unwrap();
+        let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+        let expected =
+            ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"];
+        assert_eq!(names, expected);
+        let config: Value = serde_json::from_str(&files[1].1).unwrap();
+        assert_eq!(config["model_max_length"], 512);
+        assert_eq!(config["do_lower_case"], false);
+        assert_eq!(config["tokenizer_class"], "BertTokenizer");
+        assert_eq!(config["cls_token"], "[CLS]");
+    }
+
+    #[test]
+    fn threads_share_one_tokenizer() {
+        let tokenizer = trained(TokenizerKind::Bpe, 300);
+        let alone = trained(TokenizerKind::Bpe, 300).encode("The hard alloy", 99).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        assert_eq!(tokenizer.encode("The hard alloy", 99).unwrap(), alone);
+                    }
+                });
+            }
+        });
     }
 }

@@ -100,9 +100,10 @@ impl Settings {
             );
         }
         let family = self.family(&json);
-        for (key, part, field) in family.settings() {
-            if let Some(value) = self.config.get(*key) {
-                json[*part][*field] = value.clone();
+        if !self.config.is_empty() {
+            for (key, part, field, default) in family.settings() {
+                let said = self.config.get(*key).cloned();
+                json[*part][*field] = said.unwrap_or_else(|| Value::from(*default));
             }
         }
         let mut named = self.named(family);
@@ -180,10 +181,17 @@ impl Settings {
         for source in [Some(&self.config), map].into_iter().flatten() {
             for name in NAMES {
                 match source.get(name) {
-                    Some(Value::Null) => drop(named.0.remove(name)),
+                    Some(Value::Null) => drop(named.by_name.remove(name)),
                     Some(token) if content(token).is_some() => {
-                        named.0.insert(name, token.clone());
+                        named.by_name.insert(name, token.clone());
                     }
+                    _ => {}
+                }
+            }
+            for key in ["extra_special_tokens", "additional_special_tokens"] {
+                match source.get(key) {
+                    Some(Value::Array(tokens)) => named.extra.extend(tokens.iter().cloned()),
+                    Some(Value::Object(map)) => named.extra.extend(map.values().cloned()),
                     _ => {}
                 }
             }
@@ -224,7 +232,7 @@ fn guess(named: &mut Named, json: &Value) {
     for family in [Family::Roberta, Family::Bert] {
         for (name, token) in NAMES.into_iter().zip(family.defaults()) {
             if let Some(token) = token.filter(|token| known.contains(token)) {
-                named.0.entry(name).or_insert_with(|| Value::from(token));
+                named.by_name.entry(name).or_insert_with(|| Value::from(token));
             }
         }
     }
@@ -334,4 +342,216 @@ fn read_vocab_txt(path: &Path) -> Result<Vocabulary> {
     let mut vocab: Vocabulary = ids.into_iter().map(|(t, id)| (t.to_string(), id)).collect();
     vocab.sort_by_key(|(_, id)| *id);
     Ok(vocab)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{TextTokenizer, TokenizerKind};
+    use super::*;
+    use serde_json::json;
+    use std::path::PathBuf;
+
+    /// A directory of its own with a trained tokenizer's files, removed at the end.
+    struct Dir(PathBuf);
+
+    impl Dir {
+        fn new(name: &str, kind: TokenizerKind) -> Dir {
+            let name = format!("trainer-tokenizer-{name}-{}", std::process::id());
+            let dir = Dir(std::env::temp_dir().join(name));
+            fs::create_dir_all(&dir.0).unwrap();
+            let corpus = ["The alloy Fe20Ni80", "the Alloy é is as-cast"];
+            let corpus = corpus.iter().cycle().take(8).map(|text| Ok(text.to_string()));
+            for (name, content) in TextTokenizer::train(kind, 300, corpus).unwrap().files().unwrap()
+            {
+                dir.write(&name, content);
+            }
+            dir
+        }
+
+        fn write(&self, name: &str, content: impl AsRef<[u8]>) -> &Dir {
+            fs::write(self.0.join(name), content).unwrap();
+            self
+        }
+
+        fn remove(&self, name: &str) -> &Dir {
+            fs::remove_file(self.0.join(name)).unwrap();
+            self
+        }
+
+        /// Changes a JSON file.
+        fn set(&self, name: &str, change: impl FnOnce(&mut Value)) -> &Dir {
+            let path = self.0.join(name);
+            let mut json = if path.exists() { read_json(&path).unwrap() } else { json!({}) };
+            change(&mut json);
+            self.write(name, json.to_string())
+        }
+
+        fn open(&self) -> TextTokenizer {
+            TextTokenizer::open(&self.0).unwrap()
+        }
+
+        #[track_caller]
+        fn refused(&self, expected: &str) {
+            let error = TextTokenizer::open(&self.0).err().expect("this must be refused");
+            assert_eq!(error.code(), 5, "{error}");
+            let text = error.to_string();
+            assert!(text.contains(expected) && text.contains("hint: "), "{text}");
+            assert!(text.contains(&self.0.display().to_string()), "{text}");
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+
+    const LOWER: TokenizerKind = TokenizerKind::WordPiece { lowercase: true };
+
+    #[test]
+    fn a_directory_without_a_tokenizer() {
+        let dir = Dir::new("none", TokenizerKind::Bpe);
+        dir.remove("tokenizer.json").remove("merges.txt");
+        dir.refused("merges.txt: this file of the tokenizer is missing");
+        dir.remove("vocab.json")
+            .refused("looked for tokenizer.json, for vocab.json with merges.txt");
+        let missing = dir.0.join("missing");
+        let error = TextTokenizer::open(&missing).err().unwrap().to_string();
+        assert!(error.contains("no such directory"), "{error}");
+        let error = TextTokenizer::open(&dir.0.join("tokenizer_config.json")).err().unwrap();
+        assert!(error.to_string().contains("no directory"), "{error}");
+    }
+
+    #[test]
+    fn damaged_tokenizer_json() {
+        let dir = Dir::new("json", TokenizerKind::Bpe);
+        let whole = fs::read_to_string(dir.0.join("tokenizer.json")).unwrap();
+        let half: String = whole.lines().take(20).collect::<Vec<_>>().join("\n");
+        dir.write("tokenizer.json", half).refused("tokenizer.json:20: not JSON");
+        dir.write("tokenizer.json", b"{\n\n\"model\": \"\xff\"}")
+            .refused("tokenizer.json:3: not UTF-8");
+        dir.write("tokenizer.json", "{\"model_type\": \"roberta\"}").refused("it has no `model`");
+        dir.write("tokenizer.json", "[1]").refused("it has no `model`");
+        dir.write("tokenizer.json", "version https://git-lfs.github.com/spec/v1\n");
+        dir.refused("Git-LFS pointer");
+        let changed = |change: &dyn Fn(&mut Value), expected: &str| {
+            dir.write("tokenizer.json", &whole).set("tokenizer.json", change);
+            dir.refused(expected);
+        };
+        changed(
+            &|json| json["model"]["type"] = json!("Magic"),
+            "tokenizer's `model` (Magic) cannot be read",
+        );
+        changed(&|json| json["model"]["dropout"] = json!(0.1), "at random");
+        changed(&|json| json["model"]["vocab"] = json!(3), "no `vocab`");
+        changed(&|json| json["model"]["merges"] = json!([["Q", "qq"]]), "`qq` out of vocabulary");
+        changed(&|json| json["decoder"] = json!({"type": "No"}), "`decoder` (No) cannot be read");
+        changed(
+            &|json| json["model"]["continuing_subword_prefix"] = json!("xyz"),
+            "does not begin with \"xyz\"",
+        );
+        let piece = json!({"SpecialToken": {"id": "<q>", "type_id": 0}});
+        changed(
+            &|json| {
+                json["post_processor"] = json!({"type": "Sequence", "processors": [
+                    {"type": "TemplateProcessing", "single": [piece], "pair": [piece],
+                     "special_tokens": {}}]});
+            },
+            "uses \"<q>\" without declaring it",
+        );
+        changed(&|json| json["added_tokens"][0]["id"] = json!(77), "id 77 here and 0");
+        dir.write("tokenizer.json", whole).write("tokenizer_config.json", "{,}");
+        dir.refused("tokenizer_config.json:1: not JSON");
+    }
+
+    #[test]
+    fn damaged_vocabulary_files() {
+        let dir = Dir::new("files", TokenizerKind::Bpe);
+        dir.remove("tokenizer.json").set("vocab.json", |json| json["th"] = json!(999));
+        dir.write("merges.txt", "#version: 0.2\n\nt h\nt zz\n");
+        dir.refused("merges.txt:4: \"zz\" is not in");
+        dir.write("merges.txt", "t h e\n").refused("merges.txt:1: \"t h e\" is not two tokens");
+        dir.write("merges.txt", "\n").write("vocab.json", "{\"a\": 0, \"b\": -1}");
+        dir.refused("the id of \"b\" is -1");
+        dir.write("vocab.json", "{\"a\": 0, \"b\": 0}").refused("both have the id 0");
+        dir.write("vocab.json", "{}").refused("no token in this file");
+        dir.set("tokenizer_config.json", |json| json["tokenizer_class"] = json!("GPT2Tokenizer"));
+        dir.refused("vocabulary files of a GPT2Tokenizer");
+        let dir = Dir::new("lines", LOWER);
+        dir.remove("tokenizer.json").write("vocab.txt", b"[PAD]\n[UNK]\n\xffbc\n");
+        dir.refused("vocab.txt:3: not UTF-8");
+        dir.write("vocab.txt", "\n\n").refused("no token in this file");
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_windows_line_ends_do_no_harm() {
+        for (kind, files) in
+            [(TokenizerKind::Bpe, &["vocab.json", "merges.txt"][..]), (LOWER, &["vocab.txt"])]
+        {
+            let dir = Dir::new(&format!("bom-{}", files.len()), kind);
+            let before = dir.open().files().unwrap();
+            dir.remove("tokenizer.json");
+            for name in files {
+                let text = fs::read_to_string(dir.0.join(name)).unwrap();
+                dir.write(name, format!("\u{feff}{}", text.replace('\n', "\r\n")));
+            }
+            assert_eq!(dir.open().files().unwrap(), before);
+        }
+    }
+
+    #[test]
+    fn the_configuration_overrules_tokenizer_json() {
+        let dir = Dir::new("overrule", LOWER);
+        let ids = |dir: &Dir, text| dir.open().encode(text, 99).unwrap().ids;
+        assert_eq!(ids(&dir, "THE é"), ids(&dir, "the e"));
+        dir.set("tokenizer_config.json", |json| json["do_lower_case"] = json!(false));
+        assert_ne!(ids(&dir, "THE é"), ids(&dir, "the e"));
+        dir.set("tokenizer_config.json", |json| json["truncation_side"] = json!("left"));
+        let cut = dir.open().encode("the alloy is", 4).unwrap();
+        assert_eq!((cut.cut, cut.whole, cut.ids.len()), (true, 5, 4));
+        assert_eq!(dir.open().tokens(&cut.ids), ["[CLS]", "alloy", "is", "[SEP]"]);
+        dir.set("tokenizer_config.json", |json| json["split_special_tokens"] = json!(true));
+        assert!(!ids(&dir, "[MASK]").contains(&4));
+    }
+
+    /// Unigram as T5 has it, without any file beside.
+    #[test]
+    fn another_kind_opens_too() {
+        let dir = Dir::new("unigram", LOWER);
+        for name in ["tokenizer_config.json", "special_tokens_map.json", "vocab.txt"] {
+            dir.remove(name);
+        }
+        let added = |id: u32, text: &str| {
+            json!({"id": id, "content": text, "single_word": false, "lstrip": false,
+                   "rstrip": false, "normalized": false, "special": true})
+        };
+        let text = |name: &str| json!({"Sequence": {"id": name, "type_id": 0}});
+        let end = json!({"SpecialToken": {"id": "</s>", "type_id": 0}});
+        let json = json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
+            "added_tokens": [added(0, "<pad>"), added(1, "</s>"), added(2, "<unk>")],
+            "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always",
+                              "split": true},
+            "post_processor": {"type": "TemplateProcessing", "single": [text("A"), end],
+                "pair": [text("A"), end, text("B"), end],
+                "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}}},
+            "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always",
+                        "split": true},
+            "model": {"type": "Unigram", "unk_id": 2, "byte_fallback": false, "vocab": [
+                ["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], ["▁the", -2.5], ["▁alloy", -3.0]]}
+        });
+        dir.write("tokenizer.json", json.to_string());
+        let tokenizer = dir.open();
+        let found = tokenizer.encode("the alloy", 99).unwrap();
+        assert_eq!(found.ids, [3, 4, 1]);
+        assert_eq!(tokenizer.decode(&found.ids), "the alloy</s>");
+        let special = tokenizer.special();
+        assert_eq!((special.pad, special.unk, special.mask), (Some(0), Some(2), None));
+        assert!(special.is_special(1) && !special.is_special(3));
+        for (name, content) in tokenizer.files().unwrap() {
+            dir.write(&name, content);
+        }
+        assert_eq!(dir.open().encode("the alloy", 99).unwrap(), found);
+        assert!(dir.open().fits(5, 0).unwrap_err().to_string().contains("no mask token"));
+    }
 }

@@ -62,9 +62,11 @@ impl Cuts {
 
     /// The length of the first word of printable ASCII, which may begin with one space.
     fn word(self, plain: &str) -> usize {
-        let contraction = CONTRACTIONS.into_iter().find(|short| plain.starts_with(short));
-        if let (Cuts::Bytes, Some(short)) = (self, contraction) {
-            return short.len();
+        if self == Cuts::Bytes && plain.starts_with('\'') {
+            let mut short = CONTRACTIONS.into_iter();
+            if let Some(short) = short.find(|short| plain.starts_with(short)) {
+                return short.len();
+            }
         }
         let kind = |byte: &u8| match (self, byte) {
             (_, b'a'..=b'z' | b'A'..=b'Z') => 0,

@@ -72,7 +72,7 @@ impl TextTokenizer {
             Family::Other => "PreTrainedTokenizerFast",
         };
         config.entry("tokenizer_class").or_insert_with(|| Value::from(class));
-        for (key, part, field) in self.family.settings() {
+        for (key, part, field, _) in self.family.settings() {
             config.insert(key.to_string(), json[*part][*field].clone());
         }
         config.extend(self.special_map());
