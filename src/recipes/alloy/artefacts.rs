@@ -53,7 +53,8 @@ pub fn write(
             let name = format!("predictions_{}.csv", part.name());
             let rows = part_of(samples, *part);
             write_predictions(&dir.join(name), &samples.target, rows, &evaluation.table)?;
-            if let (Target::Classes { names, .. }, Part::Val | Part::Test) = (&samples.target, part) {
+            if let (Target::Classes { names, .. }, Part::Val | Part::Test) = (&samples.target, part)
+            {
                 let found = classes_of(&evaluation.table, names.len())?;
                 results.insert(
                     format!("{}_confusion", part.name()),
@@ -113,7 +114,12 @@ pub fn columns(target: &Target, row: &[f64]) -> String {
 }
 
 /// CSV: id, true value as in the table, prediction.
-fn write_predictions(path: &Path, target: &Target, samples: &[Sample], table: &Table) -> Result<()> {
+fn write_predictions(
+    path: &Path,
+    target: &Target,
+    samples: &[Sample],
+    table: &Table,
+) -> Result<()> {
     let truth = match target {
         Target::Regression { name, .. } => quoted(&format!("true {name}")),
         Target::Classes { .. } => "true".to_string(),
@@ -123,7 +129,8 @@ fn write_predictions(path: &Path, target: &Target, samples: &[Sample], table: &T
         writeln!(out, "id,{truth},{}", header(target))?;
         for (sample, row) in table.rows() {
             let Some(own) = samples.get(sample as usize) else {
-                failed = Some(Error::bug(format!("prediction of a sample {sample} that is not there")));
+                failed =
+                    Some(Error::bug(format!("prediction of a sample {sample} that is not there")));
                 return Ok(());
             };
             let truth = match target {

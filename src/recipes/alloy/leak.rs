@@ -2,7 +2,8 @@
 //!
 //! Some are known by name alone: the target, the same quantity under another qualifier or unit,
 //! identifiers and references. Others show themselves in the values: words of the target's classes,
-//! a number that is a straight line of the target, a value that tells the class every time.
+//! a number that is a straight line of the target, a value that tells the class every time; or in
+//! where they are blank: MPEA's calculated modulus is given for single phases alone.
 
 use super::clean::Cell;
 use super::columns::{Column, Columns, Role, words};
@@ -171,6 +172,8 @@ struct Shown {
     classes: Option<HashMap<String, (usize, u64)>>,
     /// Whether some value is no number.
     words: bool,
+    /// For each class the rows in which the column is filled, and those in which it is blank.
+    filled: Vec<[u64; 2]>,
 }
 
 /// Sums for a straight line between a column's number and the target.
@@ -207,6 +210,9 @@ impl Line {
     }
 }
 
+/// From this balanced accuracy on, being blank is another way of writing the class.
+const TELLING: f64 = 0.95;
+
 /// Watches the values of columns that their names did not exclude.
 pub struct Watch {
     columns: Vec<(usize, Shown)>,
@@ -226,6 +232,9 @@ impl Watch {
     pub fn add(&mut self, cells: &[Cell], truth: Option<Truth>) {
         for (i, shown) in &mut self.columns {
             let cell = &cells[*i];
+            if let Some(Truth::Class(class)) = truth {
+                shown.see(class, *cell == Cell::Missing);
+            }
             if let (Cell::Text(text), None, false) =
                 (cell, &shown.word, self.class_words.is_empty())
             {
@@ -251,6 +260,11 @@ impl Watch {
                 "in the training part it is the target times a constant, or plus one".to_string()
             } else if shown.determines() {
                 "in the training part its value tells the class every time".to_string()
+            } else if let Some(share) = shown.blanks_tell() {
+                let share = 100.0 * share;
+                format!(
+                    "whether it is filled in tells a class from the others, {share:.1} % of the time"
+                )
             } else {
                 continue;
             };
@@ -260,6 +274,29 @@ impl Watch {
 }
 
 impl Shown {
+    fn see(&mut self, class: usize, blank: bool) {
+        if self.filled.len() <= class {
+            self.filled.resize(class + 1, [0; 2]);
+        }
+        self.filled[class][usize::from(blank)] += 1;
+    }
+
+    /// The best balanced accuracy with which being filled or blank tells one class from all others,
+    /// where it is too good to be a matter of metallurgy.
+    fn blanks_tell(&self) -> Option<f64> {
+        let total = |at: usize| self.filled.iter().map(|own| own[at]).sum::<u64>();
+        let (filled, blank) = (total(0), total(1));
+        let told = self.filled.iter().filter_map(|[own, own_blank]| {
+            let (n, others) = (own + own_blank, filled + blank - own - own_blank);
+            let enough = n >= ENOUGH && others >= ENOUGH;
+            let found = *own as f64 / n as f64;
+            let rejected = (blank - own_blank) as f64 / others as f64;
+            let accuracy = (found + rejected) / 2.0;
+            enough.then_some(accuracy.max(1.0 - accuracy))
+        });
+        told.reduce(f64::max).filter(|share| *share >= TELLING)
+    }
+
     fn class(&mut self, value: &str, class: usize) {
         let Some(known) = &mut self.classes else { return };
         let full = known.len() == REMEMBERED;
@@ -386,6 +423,23 @@ mod tests {
         watch.finish(&mut why);
         let found: Vec<bool> = why.iter().map(Option::is_some).collect();
         assert_eq!(found, [true, true, true, false, false]);
+    }
+
+    #[test]
+    fn blanks_that_tell_the_class() {
+        let columns = columns(&["kind", "modulus", "hardness"]);
+        let mut why = by_name(&columns, 0, &BTreeSet::new(), &[]);
+        let mut watch = Watch::new(&columns, &why, BTreeSet::new());
+        for i in 0..300 {
+            let class = i % 3;
+            let given = |filled: bool| if filled { number(f64::from(i)) } else { Cell::Missing };
+            let modulus = given(class != 2 && i != 4);
+            let hardness = given(class != 2 || i % 4 == 0);
+            watch.add(&[Cell::Text("k"), modulus, hardness], Some(Truth::Class(class as usize)));
+        }
+        watch.finish(&mut why);
+        assert!(why[1].as_ref().unwrap().contains("filled in tells a class"), "{why:?}");
+        assert_eq!(why[2], None);
     }
 
     #[test]

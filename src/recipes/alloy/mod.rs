@@ -19,6 +19,8 @@ mod fixtures;
 mod formula;
 mod job;
 mod leak;
+#[cfg(test)]
+mod mpea_tests;
 mod output;
 mod parts;
 mod pictures;
@@ -33,6 +35,8 @@ mod setup;
 mod synthetic;
 mod target;
 mod task;
+#[cfg(test)]
+mod tests;
 mod text;
 mod units;
 
@@ -44,7 +48,7 @@ use crate::data::tokenizer::TextTokenizer;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::progress;
-use crate::report::step_line::count;
+use crate::report::step_line::{count, duration, rate};
 use crate::torch::Params;
 use samples::{Samples, read_samples};
 use sections::{Sections, StageName};
@@ -101,10 +105,12 @@ impl Recipe for AlloyRecipe {
         let console = &session.console;
         console.line(&crate::config::write_yaml(&sections.resolved()?));
         if needs_prepare(&sections)? {
-            console.line("the samples are not prepared yet: `trainer run` or `trainer prepare` makes them");
+            console.line(
+                "the samples are not prepared yet: `trainer run` or `trainer prepare` makes them",
+            );
             return Ok(());
         }
-        let compute = sections.compute(session, None)?;
+        sections.compute(session, None)?;
         let (shape, samples, texts) = open(&sections, &Origin::Configured)?;
         console.line(&texts.describe(shape.longest));
         let Shared { run, training, .. } = &sections.shared;
@@ -115,7 +121,6 @@ impl Recipe for AlloyRecipe {
         crate::models::bert::BertModel::new(&params.root(), &shape.config, setup::head(&goal));
         console.line(&format!("model: {} parameters", count(params.count() as u64)));
         running::metric(training, &task::registry(&samples.target)?)?;
-        drop(compute);
         Ok(())
     }
 
@@ -131,7 +136,7 @@ impl Recipe for AlloyRecipe {
     fn describe_row(&self, config: &ConfigFile, row: u64) -> Result<String> {
         let sections = Sections::read(config)?;
         let shown = rows::row_text(&sections.dataset, &sections.alloy, row)?;
-        let mut lines = vec![shown.text.clone()];
+        let mut lines = vec![format!("{}:", shown.place), shown.text.clone()];
         match Shape::open(&sections, &Origin::Configured) {
             Ok(shape) => {
                 let (ids, cut) = shape.encode(&shown.text)?;
@@ -150,9 +155,11 @@ impl Recipe for AlloyRecipe {
     fn train(&self, config: &ConfigFile, session: &Session, fresh: bool) -> Result<()> {
         let sections = Sections::read(config)?;
         if session.world.comm.decide(|| needs_prepare(&sections))? {
-            return Err(Error::data("the samples are not prepared, or the table has changed since")
-                .at(sections.alloy.prepared_dir.display())
-                .hint("`trainer prepare` makes them; `trainer run` does both"));
+            return Err(Error::data(
+                "the samples are not prepared, or the table has changed since",
+            )
+            .at(sections.alloy.prepared_dir.display())
+            .hint("`trainer prepare` makes them; `trainer run` does both"));
         }
         let resolved = sections.resolved()?;
         in_run_dir(&sections.shared, resolved, session, fresh, |work| train(&sections, work))
@@ -202,7 +209,14 @@ fn prepare(sections: &Sections, session: &Session) -> Result<()> {
     let Sections { dataset, alloy, text, .. } = sections;
     progress::enter("preparing the samples");
     if !alloy.is_ready_made() {
-        prepare::prepare(dataset, alloy, text, &|line| console.line(line))?;
+        let made = prepare::prepare(dataset, alloy, text, &|line| console.line(line))?;
+        made.reports.iter().for_each(|report| console.line(report.to_text().trim_end()));
+        let per_second = rate(made.rows as f64 / made.seconds.max(1e-9));
+        console.line(&format!(
+            "{} rows in {}, {per_second} rows/s",
+            count(made.rows),
+            duration(made.seconds)
+        ));
     }
     if setup::trains_tokenizer(sections) {
         let samples = read_samples(dataset, alloy, text)?;
@@ -236,6 +250,7 @@ fn train(sections: &Sections, work: &Work) -> Result<()> {
     let (comm, console) = (&session.world.comm, &session.console);
     let mut origin = Origin::Configured;
     let (shape, samples, texts) = comm.together(|| open(sections, &origin))?;
+    samples.notes.iter().for_each(|note| console.line(note));
     console.line(&texts.describe(shape.longest));
     let sizes = [0, 1, 2].map(|at| texts.parts[at].len());
     for &name in &sections.stages {
@@ -248,8 +263,7 @@ fn train(sections: &Sections, work: &Work) -> Result<()> {
             origin = Origin::Pretrained(running::best_of_stage(&work.stage_dir(own))?);
             continue;
         }
-        let training =
-            if pretrains { &sections.pretraining } else { &sections.shared.training };
+        let training = if pretrains { &sections.pretraining } else { &sections.shared.training };
         let plans = comm.together(|| texts.plans(training, sections.shared.run.seed))?;
         console.line(&running::describe_plan(&plans.train));
         let goal = setup::goal(sections, name, &shape, &samples.target, &texts.parts[0])?;
@@ -286,15 +300,18 @@ fn measure(sections: &Sections, session: &Session, args: &UseArgs) -> Result<()>
     let (shape, samples, texts) = comm.together(|| open(sections, &origin))?;
     let purpose = setup::read_purpose(&checkpoint)?;
     if purpose.target != samples.target {
-        return Err(Error::damaged("the checkpoint was trained for another target or normalisation")
-            .at(checkpoint.display())
-            .hint("use the configuration and the prepared data of its run"));
+        return Err(Error::damaged(
+            "the checkpoint was trained for another target or normalisation",
+        )
+        .at(checkpoint.display())
+        .hint("use the configuration and the prepared data of its run"));
     }
     let plans = comm.together(|| texts.plans(&shared.training, shared.run.seed))?;
     let train = &texts.parts[0];
     let goal = setup::goal(sections, StageName::Train, &shape, &purpose.target, train)?;
     let head = setup::head(&goal);
-    let model = comm.together(|| shape.model(sections, &origin, head, &compute, &session.console))?;
+    let model =
+        comm.together(|| shape.model(sections, &origin, head, &compute, &session.console))?;
     let task = setup::task(sections, &shape, model, (goal, purpose), texts.parts.clone())?;
     let mut results = Map::new();
     results.insert("checkpoint".into(), json!(checkpoint));

@@ -87,9 +87,15 @@ fn draw_classes(
         let title = format!("{}, {}", base_name(name), part.name());
         ConfusionPicture { title: &title, classes: names, counts: &found.confusion }
             .write(&dir.join(format!("confusion_matrix_{}", part.name())))?;
-        let (probabilities, targets) = super::task::probabilities_of(&evaluation.table, names.len());
-        RocPicture { title: &title, classes: names, probabilities: &probabilities, targets: &targets }
-            .write(&dir.join(format!("roc_{}", part.name())))?;
+        let (probabilities, targets) =
+            super::task::probabilities_of(&evaluation.table, names.len());
+        RocPicture {
+            title: &title,
+            classes: names,
+            probabilities: &probabilities,
+            targets: &targets,
+        }
+        .write(&dir.join(format!("roc_{}", part.name())))?;
         console.line(&format!("{}:\n{}", part.name(), classification_table(&found, names)));
         console.line(&confusion_table(&found.confusion, names));
     }

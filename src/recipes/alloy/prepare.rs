@@ -110,9 +110,6 @@ pub fn prepare(
     let targets = passes.measure(&mut jobs, rows)?;
     progress::enter("writing samples");
     let reports = passes.write(&mut jobs, targets, rows, &table)?;
-    for report in &reports {
-        say(report.to_text().trim_end());
-    }
     Ok(Prepared { reports, rows, seconds: start.elapsed().as_secs_f64() })
 }
 

@@ -136,8 +136,17 @@ impl Sections {
     pub fn read(config: &ConfigFile) -> Result<Sections> {
         let config = with_defaults(config)?;
         config.only_sections(&[
-            "run", "dataset", "text", "model", "masking", "loss", "freeze", "stages", "pretrain",
-            "training", "distributed",
+            "run",
+            "dataset",
+            "text",
+            "model",
+            "masking",
+            "loss",
+            "freeze",
+            "stages",
+            "pretrain",
+            "training",
+            "distributed",
         ])?;
         let (dataset, alloy) = config.read_with::<Dataset, AlloyDataset>()?;
         let (masking, replacement) = config.read_with::<Masking, Replacement>()?;
@@ -170,9 +179,8 @@ impl Sections {
         let placed = |e: Error| e.at(config.place("dataset"));
         self.alloy.check().map_err(placed)?;
         self.text.check().map_err(|e| e.at(config.place("text")))?;
-        let refuse = |key: &str, what: String| {
-            Err(Error::usage(what).at(key).at(config.place(key)))
-        };
+        let refuse =
+            |key: &str, what: String| Err(Error::usage(what).at(key).at(config.place(key)));
         let Replacement { replace_mask, replace_random } = self.replacement;
         for (key, p) in
             [("masking.replace_mask", replace_mask), ("masking.replace_random", replace_random)]
@@ -184,10 +192,10 @@ impl Sections {
             let what = format!("{replace_mask} and {replace_random} are more than all");
             return refuse("masking.replace_random", what);
         }
-        if let Some(ClassWeights::Told(weights)) = &self.loss.class_weights {
-            if let Some(bad) = weights.iter().find(|w| !(w.is_finite() && **w > 0.0)) {
-                return refuse("loss.class_weights", format!("{bad} is no weight above 0"));
-            }
+        if let Some(ClassWeights::Told(weights)) = &self.loss.class_weights
+            && let Some(bad) = weights.iter().find(|w| !(w.is_finite() && **w > 0.0))
+        {
+            return refuse("loss.class_weights", format!("{bad} is no weight above 0"));
         }
         if self.loss.class_weights.is_some() && self.alloy.classes.is_none() {
             let what = "there are no classes: a regression has no class weights".to_string();

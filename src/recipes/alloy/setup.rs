@@ -96,7 +96,8 @@ fn configured(sections: &Sections, dir: Option<&Path>) -> Result<BertConfig> {
         None => Map::from_iter([("model_type".to_string(), json!("roberta"))]),
     };
     keys.extend(sections.model.given.clone());
-    let place = dir.map_or("model".to_string(), |dir| dir.join("config.json").display().to_string());
+    let place =
+        dir.map_or("model".to_string(), |dir| dir.join("config.json").display().to_string());
     let config = BertConfig::from_hf(&Value::Object(keys)).map_err(|e| e.at(&place))?;
     config.validate().map_err(|e| e.at(place))?;
     Ok(config)
@@ -115,9 +116,7 @@ impl Shape {
     pub fn open(sections: &Sections, origin: &Origin) -> Result<Shape> {
         let weights = match origin {
             Origin::Checkpoint(dir) | Origin::Pretrained(dir) => Some(dir.clone()),
-            Origin::Configured => {
-                sections.model.init_from.as_deref().map(run_dir::best_of)
-            }
+            Origin::Configured => sections.model.init_from.as_deref().map(run_dir::best_of),
         };
         let told = sections.model.tokenizer.as_deref().map(Path::to_path_buf);
         let home = match (origin, told, &weights) {
@@ -173,9 +172,7 @@ impl Shape {
         let report = model.load(&params, &WeightFile::open(dir)?, !whole)?;
         if !whole {
             console.line(&format!("{} tensors start from {}", report.loaded, dir.display()));
-            for (what, names) in
-                [("fresh", &report.missing), ("not used", &report.unexpected)]
-            {
+            for (what, names) in [("fresh", &report.missing), ("not used", &report.unexpected)] {
                 if !names.is_empty() {
                     console.line(&format!("  {what}: {}", names.join(", ")));
                 }
@@ -374,7 +371,10 @@ pub fn read_purpose(dir: &Path) -> Result<Purpose> {
             .hint("name a run or a checkpoint of it, such as RUN/best.ckpt"));
     }
     serde_json::from_str(&files::read_text(&path)?).map_err(|e| {
-        Error::damaged(format!("not a model's purpose: {e}"))
-            .at(format!("{}:{}", path.display(), e.line()))
+        Error::damaged(format!("not a model's purpose: {e}")).at(format!(
+            "{}:{}",
+            path.display(),
+            e.line()
+        ))
     })
 }

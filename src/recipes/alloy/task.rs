@@ -1,18 +1,16 @@
 //! What is computed: masked language modelling of texts, or one number or class a text.
 
+use super::target::Target;
 use crate::data::token_masks::TokenMasks;
 use crate::error::{Error, Result};
 use crate::metrics::classification::{self, Classification};
-use crate::metrics::regression;
 use crate::metrics::registry::{Direction, Merge, Registry};
+use crate::metrics::regression;
 use crate::metrics::table::Table;
 use crate::models::bert::{BertModel, Texts};
 use crate::nn::freeze::Freeze;
 use crate::torch::{Params, pinned, upload};
-use crate::train::task::{
-    BatchKey, BatchSize, Data, Output, Part, Phase, Task, TermSpec,
-};
-use super::target::Target;
+use crate::train::task::{BatchKey, BatchSize, Data, Output, Part, Phase, Task, TermSpec};
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
@@ -194,7 +192,8 @@ impl TextTask {
         let (ids, lengths, width) = padded(texts, self.data.pad);
         let device = self.params.device();
         let ids = Tensor::from_slice(&ids).view([texts.len() as i64, width as i64]);
-        let (ids, lengths) = (ids.to_device(device), Tensor::from_slice(&lengths).to_device(device));
+        let (ids, lengths) =
+            (ids.to_device(device), Tensor::from_slice(&lengths).to_device(device));
         let texts = Texts { ids: &ids, lengths: Some(&lengths), train: false, read: None };
         let logits = tch::no_grad(|| self.model.forward(&texts))?.to_kind(Kind::Float);
         self.answers_of(&logits)
@@ -378,7 +377,8 @@ fn measure(target: &Target, table: &Table) -> Result<Vec<(String, f64)>> {
                 figures.filter_map(|(name, value)| Some((name.to_string(), value?))).collect();
             if names.len() > 2 {
                 let each = names.iter().zip(&found.per_class);
-                figures.extend(each.filter_map(|(name, own)| Some((format!("auc_{name}"), own.auc?))));
+                figures
+                    .extend(each.filter_map(|(name, own)| Some((format!("auc_{name}"), own.auc?))));
             }
             Ok(figures)
         }
