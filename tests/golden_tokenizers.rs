@@ -39,6 +39,10 @@ fn hash(text: &str) -> String {
     digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
+fn joined(ids: &[u32]) -> String {
+    ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+}
+
 /// Encodes all texts and compares every one.
 fn compare(name: &str, tokenizer: &TextTokenizer, texts: &[String], expected: &Value) {
     let max_length = expected["max_length"].as_u64().unwrap() as usize;
@@ -67,9 +71,8 @@ fn compare(name: &str, tokenizer: &TextTokenizer, texts: &[String], expected: &V
             whole += 1;
         }
         let tokens = tokenizer.tokens(&found.ids);
-        let joined: Vec<String> = found.ids.iter().map(u32::to_string).collect();
         assert_eq!(
-            hash(&joined.join(",")),
+            hash(&joined(&found.ids)),
             hashes[i],
             "{name}, text {i}: {text:?} gave {tokens:?}"
         );
@@ -173,11 +176,16 @@ fn a_trained_wordpiece_is_the_same_every_time_and_covers_its_corpus() {
     let again = TextTokenizer::open(&place.0).unwrap();
     let unknown = tokenizer.special().unk.unwrap();
     let (mut ids, mut unknowns) = (0, 0);
+    let mut hashes = Vec::new();
     for text in &corpus {
         let found = tokenizer.encode(text, 128).unwrap();
         assert_eq!(found, again.encode(text, 128).unwrap());
+        hashes.push(hash(&joined(&found.ids)));
         ids += found.ids.len();
         unknowns += found.ids.iter().filter(|id| **id == unknown).count();
+    }
+    if place.1 {
+        fs::write(place.0.join("ours.txt"), hashes.join(" ")).unwrap();
     }
     // Only words of more than 100 characters, and `[UNK]` itself in the texts, are unknown.
     assert!(unknowns * 500 < ids, "{unknowns} of {ids}");

@@ -3,8 +3,8 @@
 //! The way through the room, each step knowing only the ones before it:
 //!
 //! * [`fasta`] and [`table`] (with [`labels`]) read records and keep file and line of each;
-//! * [`esm_alphabet`] and [`ptm_vocab`] turn their text into token ids, crop, and cut windows,
-//!   [`tokenizer`] does so with words;
+//! * [`esm_alphabet`] and [`ptm_vocab`] turn their text into token ids, crop, and cut windows;
+//! * [`tokenizer`] does the same for text, as RoBERTa and BERT have it;
 //! * [`split`] says which sample is for training, validation and test;
 //! * [`plan`] puts samples of known lengths into micro-batches and steps, and [`plan_embed`] puts
 //!   sequences into batches and shards. Both are pure functions and know no number of ranks;

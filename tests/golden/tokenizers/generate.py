@@ -26,7 +26,10 @@ BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 ELEMENTS = "Al Co Cr Cu Fe Hf Mn Mo Nb Ni Re Sc Si Ta Ti V W Zr".split()
 PHASES = ["FCC", "BCC", "HCP", "B2", "BCC+Laves", "FCC + L1₂", "σ phase", "α+β", "γ/γ′"]
-ROUTES = ["as-cast", "arc melting", "annealed", "hot isostatic pressing", "wrought", "powder metallurgy", "spark-plasma sintering"]
+ROUTES = [
+    "as-cast", "arc melting", "annealed", "hot isostatic pressing", "wrought", "powder metallurgy",
+    "spark-plasma sintering",
+]
 SENTENCES = [
     "The alloy's formula is {formula}.",
     "Its composition is {formula} (at.%), melted from 99.{n2} % pure elements.",
@@ -44,13 +47,18 @@ SENTENCES = [
     "It wasn't tested in tension; they've measured compression only, didn't they?",
     "See doi:10.1016/j.actamat.{n4}.{n2}.{n3}.",
 ]
-ODD_SPACE = ["\t", "\n", "\r\n", "  ", "     ", "\u00a0", "\u2009", "\u3000", "\u200b", "\ufeff", "\x0b", "\x0c", "\u2028", "\u0085", "\x00", "\x7f", "\u00ad"]
-UNICODE = [
-    "é", "e\u0301", "Å", "A\u030a", "ñandú", "naïve café", "Straße", "İstanbul", "ΣΑΣ", "σίγμα τελικός", "Ωmega", "µm μm", "½ ⅔ ²³ ₂",
-    "钢的屈服强度", "合金 HEA 性能", "ハイエントロピー合金", "고엔트로피", "сплав титана", "سبيكة", "נתך", "मिश्रधातु", "โลหะผสม", "😀🔬", "👩‍🔬", "🇹🇼", "ﬁne ﬂow", "…—–‘’“”„",
-    "\u0301", "a\u0300\u0301\u0302", "\ue000", "\U00020000", "\ufffd", "\u0600", "№ ℃ Å Ω", "Ⅷ", "𝛼-Ti", "ｆｕｌｌ ｗｉｄｔｈ", "ǅ", "ß ẞ", "ŉ", "\u1e9e",
+ODD_SPACE = [
+    "\t", "\n", "\r\n", "  ", "     ", "\u00a0", "\u2009", "\u3000", "\u200b", "\ufeff", "\x0b", "\x0c", "\u2028",
+    "\u0085", "\x00", "\x7f", "\u00ad",
 ]
-SPECIAL = ROBERTA + BERT + ["< mask >", "<MASK>", "[mask]", "<mask", "##ing", "Ġ", "Ċ", "▁", "\\n", "\"quoted\"", "<|endoftext|>", "[unused0]"]
+UNICODE = [
+    "é", "e\u0301", "Å", "A\u030a", "ñandú", "naïve café", "Straße", "İstanbul", "ΣΑΣ", "σίγμα τελικός", "Ωmega",
+    "µm μm", "½ ⅔ ²³ ₂", "钢的屈服强度", "合金 HEA 性能", "ハイエントロピー合金", "고엔트로피", "сплав титана", "سبيكة", "נתך", "मिश्रधातु",
+    "โลหะผสม", "😀🔬", "👩‍🔬", "🇹🇼", "ﬁne ﬂow", "…—–‘’“”„", "\u0301", "a\u0300\u0301\u0302", "\ue000", "\U00020000",
+    "\ufffd", "\u0600", "№ ℃ Å Ω", "Ⅷ", "𝛼-Ti", "ｆｕｌｌ ｗｉｄｔｈ", "ǅ", "ß ẞ", "ŉ", "\u1e9e",
+]
+SPECIAL = ROBERTA + BERT
+SPECIAL += ["< mask >", "<MASK>", "[mask]", "<mask", "##ing", "Ġ", "Ċ", "▁", "\\n", "\"quoted\"", "<|endoftext|>", "[unused0]"]
 
 
 def formula(rng):
@@ -68,8 +76,8 @@ def formula(rng):
 
 def sentence(rng):
     return rng.choice(SENTENCES).format(
-        formula=formula(rng), f=f"{rng.random() * 10 ** rng.randint(0, 4):.{rng.randint(0, 5)}f}", el=rng.choice(ELEMENTS), phase=rng.choice(PHASES),
-        route=rng.choice(ROUTES), **{f"n{d}": str(rng.randint(10 ** (d - 1), 10**d - 1)) for d in range(1, 5)})
+        formula=formula(rng), f=f"{rng.random() * 10 ** rng.randint(0, 4):.{rng.randint(0, 5)}f}",
+        el=rng.choice(ELEMENTS), phase=rng.choice(PHASES), route=rng.choice(ROUTES), **{f"n{d}": str(rng.randint(10 ** (d - 1), 10**d - 1)) for d in range(1, 5)})
 
 
 def paragraph(rng, low, high):
@@ -88,9 +96,11 @@ def strewn(rng, text, pieces, share):
 
 def texts():
     rng = random.Random(2026)
-    fixed = ["", " ", "   ", "\n", "a", "A", "0", ".", "\u00b5", "°C", "\u200b", "nan", "-0.0", "1e-300", "x" * 99, "x" * 100, "x" * 101, "Fe" * 400, "7" * 700]
-    fixed += UNICODE + [" " + u for u in UNICODE] + SPECIAL + [f"a{s}b" for s in SPECIAL] + [f"a {s} b" for s in SPECIAL] + [f"a  {s}{s}  b" for s in SPECIAL]
-    out = list(fixed)
+    out = ["", " ", "   ", "\n", "a", "A", "0", ".", "\u00b5", "°C", "\u200b", "nan", "-0.0", "1e-300"]
+    out += ["x" * 99, "x" * 100, "x" * 101, "Fe" * 400, "7" * 700]
+    out += UNICODE + [" " + u for u in UNICODE]
+    for form in ["{0}", "a{0}b", "a {0} b", "a  {0}{0}  b"]:
+        out += [form.format(s) for s in SPECIAL]
     makers = [
         (520, lambda: paragraph(rng, 1, 5)),
         (100, lambda: strewn(rng, paragraph(rng, 1, 3), ODD_SPACE, 0.3)),
