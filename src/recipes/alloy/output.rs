@@ -209,6 +209,11 @@ impl Stamp {
         (stamp.format == FORMAT && stamp.files.iter().all(whole)).then_some(stamp)
     }
 
+    /// A line that is another where the table or the keys are.
+    pub fn identity(&self) -> String {
+        format!("{}-{}-{}", self.format, self.table.1, self.settings)
+    }
+
     /// Whether files were made with the same keys; the table is not looked at.
     pub fn same_settings(&self, other: &Stamp) -> bool {
         self.settings == other.settings

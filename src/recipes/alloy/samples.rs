@@ -1,20 +1,16 @@
 //! The samples that are trained on: prepared ones, or files that the user has ready.
 
 use super::config::{AlloyDataset, TextSection};
-use super::output::{Layout, Stamp};
-use super::reader::TableReader;
+use super::output::{Layout, Stamp, content};
+use super::raw::{HINT, Raw, RawReader};
 use super::target::{Moments, Target};
 use super::text::TextPlan;
 use crate::config::Dataset;
 use crate::data::split::Part;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::progress;
-use csv::StringRecord;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::io::BufRead;
 use std::path::Path;
 
 /// One sample.
@@ -58,17 +54,12 @@ pub fn read_samples(dataset: &Dataset, own: &AlloyDataset, text: &TextSection) -
     }
     let wanted = own.picked()?;
     let layout = Layout::new(own, &wanted);
-    let again = "run `trainer prepare CONFIG`";
-    let Some(stamp) = Stamp::read(&layout) else {
-        return Err(Error::data("there are no prepared samples here, or they are not whole")
-            .at(layout.dir().display())
-            .hint(again));
-    };
+    let stamp = Stamp::read(&layout).ok_or_else(|| not_prepared(&layout))?;
     let now = Stamp::new((0, String::new()), dataset, own, text, &wanted)?;
     if !stamp.same_settings(&now) {
         return Err(Error::data("these samples were prepared with other settings")
             .at(layout.dir().display())
-            .hint(again));
+            .hint("run `trainer prepare CONFIG`"));
     }
     let (classes, numbers) = (layout.target(true), layout.target(false));
     let target: Target = read_json(if classes.exists() { &classes } else { &numbers })?;
@@ -77,8 +68,7 @@ pub fn read_samples(dataset: &Dataset, own: &AlloyDataset, text: &TextSection) -
         if part != Part::Train && !path.exists() {
             return Ok(Vec::new());
         }
-        let raw = read_raw(&path)?;
-        raw.into_iter().map(|raw| raw.sample(&target)).collect()
+        RawReader::open(&path)?.map(|raw| raw?.sample(&target)).collect()
     };
     Ok(Samples {
         train: part(Part::Train)?,
@@ -93,12 +83,50 @@ pub fn read_samples(dataset: &Dataset, own: &AlloyDataset, text: &TextSection) -
 /// The plan by which the texts of the picked target were made.
 pub fn read_plan(own: &AlloyDataset) -> Result<TextPlan> {
     let layout = Layout::new(own, &own.picked()?);
-    if Stamp::read(&layout).is_none() {
-        return Err(Error::data("nothing is prepared here yet")
-            .at(layout.dir().display())
-            .hint("run `trainer prepare CONFIG`"));
+    match Stamp::read(&layout) {
+        Some(_) => read_json(&layout.text_plan()),
+        None => Err(not_prepared(&layout)),
     }
-    read_json(&layout.text_plan())
+}
+
+/// Texts of the training part, for a tokenizer: all of them, or as many as make about 16 MB, taken
+/// evenly. Read as they are asked for.
+pub fn training_texts(own: &AlloyDataset) -> Result<impl Iterator<Item = Result<String>>> {
+    let path = match &own.train_data {
+        Some(path) => path.to_path_buf(),
+        None => Layout::new(own, &own.picked()?).samples(Part::Train),
+    };
+    let reader = RawReader::open(&path)?;
+    let size = std::fs::metadata(&path).map_err(|e| Error::read(&path, &e))?.len();
+    Ok(evenly(reader, size.div_ceil(CORPUS).max(1)))
+}
+
+/// Bytes of texts that a tokenizer is trained on.
+const CORPUS: u64 = 16 << 20;
+
+/// The texts of every `step`th sample; errors as they come.
+fn evenly(reader: RawReader, step: u64) -> impl Iterator<Item = Result<String>> {
+    let every = reader.zip(0u64..).filter(move |(raw, i)| raw.is_err() || i.is_multiple_of(step));
+    every.map(|(raw, _)| raw.map(|raw| raw.text))
+}
+
+/// What the training texts were made from, in a line that changes when they do; cheap for prepared
+/// ones, whose stamp says it.
+pub fn texts_stamp(own: &AlloyDataset) -> Result<String> {
+    match &own.train_data {
+        Some(path) => Ok(content(path)?.1),
+        None => {
+            let layout = Layout::new(own, &own.picked()?);
+            let stamp = Stamp::read(&layout).ok_or_else(|| not_prepared(&layout))?;
+            Ok(stamp.identity())
+        }
+    }
+}
+
+fn not_prepared(layout: &Layout) -> Error {
+    Error::data("there are no prepared samples here, or they are not whole")
+        .at(layout.dir().display())
+        .hint("run `trainer prepare CONFIG`")
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
@@ -109,145 +137,10 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     })
 }
 
-/// A sample as a file has it.
-struct Raw {
-    id: Option<String>,
-    place: String,
-    text: String,
-    target: Option<f64>,
-    target_raw: Option<String>,
-}
-
-impl Raw {
-    /// Gives a sample whose target is known, checking class indices.
-    fn sample(self, target: &Target) -> Result<Sample> {
-        let value = match (self.target, &self.target_raw) {
-            (Some(value), _) => value,
-            (None, Some(raw)) => match (raw.parse::<f64>(), target) {
-                (Ok(value), Target::Regression { .. }) => target.normalised(value),
-                _ => return Err(Error::data("target is empty").at(self.place)),
-            },
-            (None, None) => return Err(Error::data("target is empty").at(self.place)),
-        };
-        if let Target::Classes { names, .. } = target {
-            let known = value.fract() == 0.0 && (0.0..names.len() as f64).contains(&value);
-            if !known {
-                let what =
-                    format!("target is {value}, and classes are numbered 0 to {}", names.len() - 1);
-                return Err(Error::data(what).at(self.place));
-            }
-        }
-        Ok(Sample {
-            id: self.id.unwrap_or_default(),
-            place: self.place,
-            text: self.text,
-            target: value,
-            target_raw: self.target_raw.unwrap_or_else(|| format!("{}", target.real(value))),
-        })
-    }
-}
-
-/// Reads `text`, `target`, `target_raw` and `id` of a CSV or of JSON lines.
-fn read_raw(path: &Path) -> Result<Vec<Raw>> {
-    let name = path.to_string_lossy().to_ascii_lowercase();
-    let bare = name.strip_suffix(".gz").unwrap_or(&name);
-    let raws = match [".jsonl", ".ndjson", ".json"].iter().any(|end| bare.ends_with(end)) {
-        true => read_json_lines(path)?,
-        false => read_csv(path)?,
-    };
-    if raws.is_empty() {
-        return Err(Error::data("there is no sample in it").at(path.display()));
-    }
-    Ok(raws)
-}
-
-const HINT: &str =
-    "ready samples have the fields text, target and target_raw (and id, if you like)";
-
-/// A field that may be blank, as a finite number.
-fn number(text: &str, place: &str) -> Result<Option<f64>> {
-    if text.trim().is_empty() {
-        return Ok(None);
-    }
-    match text.trim().parse::<f64>() {
-        Ok(value) if value.is_finite() => Ok(Some(value)),
-        Ok(_) => Err(Error::data(format!("target is {}, which is not finite", text.trim())).at(place)),
-        Err(_) => Err(Error::data(format!("target is {text:?}, not a number")).at(place).hint(
-            "target holds the normalised number or the index of the class, target_raw what it means",
-        )),
-    }
-}
-
-fn read_csv(path: &Path) -> Result<Vec<Raw>> {
-    let mut reader = TableReader::open(path, None)?;
-    let find = |name: &str| reader.headers.iter().position(|header| header.trim() == name);
-    let (id, target, target_raw) = (find("id"), find("target"), find("target_raw"));
-    let missing = |name: &str| {
-        let columns: Vec<&str> = reader.headers.iter().collect();
-        let what = format!("no column {name:?}; the columns are {}", columns.join(", "));
-        Error::data(what).at(format!("{}:1", path.display())).hint(HINT)
-    };
-    let text = find("text").ok_or_else(|| missing("text"))?;
-    if target.is_none() && target_raw.is_none() {
-        return Err(missing("target"));
-    }
-    let mut raws = Vec::new();
-    let mut record = StringRecord::new();
-    while let Some(at) = reader.read(&mut record)? {
-        let place = format!("{}:{}", path.display(), at.line);
-        let field = |index: Option<usize>| {
-            index.and_then(|i| record.get(i)).filter(|f| !f.trim().is_empty())
-        };
-        raws.push(Raw {
-            id: field(id).map(String::from).or_else(|| Some(at.row.to_string())),
-            text: field(Some(text)).ok_or_else(|| empty_text(&place))?.to_string(),
-            target: number(field(target).unwrap_or_default(), &place)?,
-            target_raw: field(target_raw).map(String::from),
-            place,
-        });
-    }
-    Ok(raws)
-}
-
-fn empty_text(place: &str) -> Error {
-    Error::data("text is empty").at(place).hint("give the sample a text, or take it out")
-}
-
-fn read_json_lines(path: &Path) -> Result<Vec<Raw>> {
-    let mut raws = Vec::new();
-    for (i, line) in files::open_text(path)?.lines().enumerate() {
-        progress::tick()?;
-        let line = line.map_err(|e| Error::read(path, &e))?;
-        let line = line.trim_start_matches('\u{feff}').trim();
-        if line.is_empty() {
-            continue;
-        }
-        let place = format!("{}:{}", path.display(), i + 1);
-        let map: Map<String, Value> = serde_json::from_str(line).map_err(|e| {
-            Error::data(format!("not a JSON object: {e}")).at(&place).hint(
-                "JSON lines hold one {\"text\": ..., \"target\": ..., \"target_raw\": ...} a line",
-            )
-        })?;
-        let field = |name: &str| match map.get(name) {
-            Some(Value::String(text)) if !text.trim().is_empty() => Some(text.clone()),
-            Some(Value::Number(number)) => Some(number.to_string()),
-            _ => None,
-        };
-        raws.push(Raw {
-            id: field("id").or_else(|| Some((raws.len() + 1).to_string())),
-            text: field("text").ok_or_else(|| empty_text(&place).hint(HINT))?,
-            target: number(&field("target").unwrap_or_default(), &place)?,
-            target_raw: field("target_raw"),
-            place,
-        });
-    }
-    Ok(raws)
-}
-
 /// Samples from `dataset.train_data` and its fellows.
 fn ready_made(own: &AlloyDataset) -> Result<Samples> {
     let read = |path: &Option<crate::config::UserPath>| match path {
-        Some(path) => read_raw(path),
+        Some(path) => RawReader::all(path),
         None => Ok(Vec::new()),
     };
     let (train, val, test) = (read(&own.train_data)?, read(&own.val_data)?, read(&own.test_data)?);
@@ -365,4 +258,27 @@ fn normalisation(
         }
     }
     Ok(target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::Scratch;
+    use super::*;
+
+    #[test]
+    fn texts_are_taken_evenly() {
+        let dir = Scratch::new("evenly");
+        let mut text = String::from("text,target\n");
+        (0..10).for_each(|i| text += &format!("t{i},{i}\n"));
+        let path = dir.file("a.csv", &text);
+        let taken = |step: u64| -> Vec<String> {
+            evenly(RawReader::open(&path).unwrap(), step).map(Result::unwrap).collect()
+        };
+        assert_eq!(taken(4), ["t0", "t4", "t8"]);
+        assert_eq!(taken(1).len(), 10);
+        // What is wrong in a sample that is not taken is still told.
+        let path = dir.file("b.csv", text + ",3\n");
+        let last = evenly(RawReader::open(&path).unwrap(), 4).last().unwrap();
+        assert_eq!(last.unwrap_err().code(), 3);
+    }
 }

@@ -4,7 +4,7 @@ use super::config::{Style, TextSection};
 use super::fixtures::{Scratch, check_parts, dataset, dropped, make, own, quietly, read};
 use super::prepare::is_prepared;
 use super::rows::{TextRows, row_text};
-use super::samples::{Samples, read_samples};
+use super::samples::{Samples, read_samples, texts_stamp, training_texts};
 use super::target::Target;
 use crate::config::{Dataset, Size, UserPath};
 use std::collections::BTreeMap;
@@ -139,6 +139,10 @@ fn prepared_data_are_known_again() {
         std::fs::read(own.prepared_dir.join(format!("{short}/tr_{short}_text.csv"))).unwrap()
     };
     let before = bytes("y");
+    let known = texts_stamp(&own).unwrap();
+    let texts: Vec<String> = training_texts(&own).unwrap().map(Result::unwrap).collect();
+    let samples = read_samples(&shared, &own, &text).unwrap();
+    assert!(texts.iter().eq(samples.train.iter().map(|sample| &sample.text)));
     // Other keys, another table and a missing file are each seen.
     let other = Dataset { split_seed: 43, ..shared.clone() };
     assert!(!is_prepared(&other, &own, &text).unwrap());
@@ -161,7 +165,7 @@ fn prepared_data_are_known_again() {
     quietly(&shared, &own, &text).unwrap();
     assert!(!left("4194305").exists() && left("1").exists());
     std::fs::remove_file(left("1")).unwrap();
-    assert_eq!(bytes("y"), before);
+    assert_eq!((bytes("y"), texts_stamp(&own).unwrap()), (before, known));
     let mut classes = own.clone();
     classes.target = Some("p".into());
     let samples = read_samples(&shared, &classes, &text).unwrap();
