@@ -103,6 +103,9 @@ impl Error {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
                 "the disk or your quota is full: free some space and run the same command again"
             }
+            std::io::ErrorKind::FileTooLarge => {
+                "a limit on the size of files is set (`ulimit -f`): raise it, and run the same command again"
+            }
             _ => "see whether the directory exists and its file system is up",
         };
         Self::launch(format!("cannot write: {err}")).at(path.display()).hint(hint)

@@ -217,7 +217,10 @@ fn data_file(path: &Path) -> Result<String> {
     }
     match recipes::ptm_mamba::describe(path) {
         Ok((said, longest)) => Ok(format!("{head}{said}\n\n{}", fragment(path, Some(longest)))),
-        Err(error) => Ok(format!("{head}not readable as PTM sequences: {error}")),
+        Err(error) => Ok(match recipes::alloy::describe(path) {
+            Ok(Some(said)) => format!("{head}{said}"),
+            _ => format!("{head}not readable as PTM sequences: {error}"),
+        }),
     }
 }
 

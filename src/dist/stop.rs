@@ -1,7 +1,8 @@
 //! The stop flag: SIGTERM, SIGINT and SIGUSR1 set it and do nothing else; so does the time limit of
 //! the job (`deadline`).
 //!
-//! A second Ctrl-C within five seconds ends the process at once with exit code 130.
+//! A second Ctrl-C within five seconds ends the process at once with exit code 130. SIGXFSZ is
+//! ignored: a file that grows beyond a limit is then an error with a name and a remedy.
 
 use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
 
@@ -33,6 +34,8 @@ pub fn install() {
             libc::sigaction(signal, &action, std::ptr::null_mut());
         }
     }
+    // SAFETY: ignoring a signal runs no code of ours.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// What [`requested`] says where the job's time is nearly up.

@@ -76,7 +76,7 @@ fn judge_one(limits: &Facts) -> Vec<Finding> {
     }
     if let Some(size) = limits.file_size {
         let status = if size < 10_000_000_000 { Status::Stops } else { Status::Warning };
-        let cause = "the kernel ends a process that writes a larger checkpoint or cache (SIGXFSZ)";
+        let cause = "a larger checkpoint or cache cannot be written, and the run ends there";
         let remedy = "ulimit -f unlimited".to_string();
         add(status, format!("a file may have at most {}", bytes(size)), cause, remedy);
     }

@@ -5,7 +5,7 @@
 //! and `using` hold what recipes have in common: how ranks compute, how a run is done, how a
 //! checkpoint is used.
 
-mod alloy;
+pub mod alloy;
 mod devices;
 pub mod ptm_mamba;
 mod running;

@@ -86,6 +86,17 @@ fn full_disks() {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
+#[test]
+fn a_limit_on_the_size_of_files() {
+    let base = Scratch::new("file-size");
+    let command = "train c.yaml --set training.use_esm=false";
+    let outcome = base.launch("prlimit --fsize=4000", command, &[]);
+    let faults = faults_of(&outcome, 4, &["File too large", "ulimit -f"]);
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    assert!(base.leftovers().is_empty(), "{:?}", base.leftovers());
+    assert_eq!(base.trainer(command).code, 0, "without the limit it goes on");
+}
+
 /// Removes what is in a directory.
 fn empty(dir: &Path) {
     for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {

@@ -26,6 +26,7 @@ mod parts;
 mod pictures;
 mod predict;
 mod prepare;
+mod raw;
 mod reader;
 mod report;
 mod rows;
@@ -50,11 +51,33 @@ use crate::files;
 use crate::progress;
 use crate::report::step_line::{count, duration, rate};
 use crate::torch::Params;
+use columns::{Columns, Role};
+use reader::TableReader;
 use samples::{Samples, read_samples};
 use sections::{Sections, StageName};
 use serde_json::{Map, Value, json};
 use setup::{Origin, Purpose, Shape, Texts};
+use std::collections::BTreeMap;
 use std::path::Path;
+
+/// A configuration that fits a table of alloys, and what could be predicted; None: it is none.
+pub fn describe(path: &Path) -> Result<Option<String>> {
+    let reader = TableReader::open(path, None)?;
+    let columns = Columns::unify(&reader.file(), &reader.headers, &BTreeMap::new(), false)?;
+    if !columns.have_composition() {
+        return Ok(None);
+    }
+    let properties = columns.list.iter().filter(|column| column.role == Role::Property);
+    let names: Vec<&str> = properties.map(|column| column.name.as_str()).collect();
+    let Some(first) = names.first() else { return Ok(None) };
+    Ok(Some(format!(
+        "a table of alloys; what could be a target: {}\n\n\
+         recipe: alloy\ndataset:\n  dataset_location: {}\n  target: '{first}'   # or another of them\n  \
+         # classes: auto   # for a column of words",
+        names.join(", "),
+        path.display()
+    )))
+}
 
 /// See the module.
 pub struct AlloyRecipe;
@@ -188,17 +211,16 @@ fn needs_prepare(sections: &Sections) -> Result<bool> {
     if !setup::trains_tokenizer(sections) {
         return Ok(false);
     }
-    let (dir, texts) = setup::tokenizer_dir(sections)?;
-    let stamp = dir.join(MADE_FROM);
-    Ok(!stamp.exists() || files::read_text(&stamp)? != tokenizer_stamp(sections, &texts)?)
+    let stamp = setup::tokenizer_dir(sections)?.join(MADE_FROM);
+    Ok(!stamp.exists() || files::read_text(&stamp)? != tokenizer_stamp(sections)?)
 }
 
 /// What a trained tokenizer was made from.
 const MADE_FROM: &str = "made_from.json";
 
-fn tokenizer_stamp(sections: &Sections, texts: &Path) -> Result<String> {
+fn tokenizer_stamp(sections: &Sections) -> Result<String> {
     let (kind, size) = setup::tokenizer_wanted(sections)?;
-    let texts = files::sha256_file(texts)?;
+    let texts = samples::texts_stamp(&sections.alloy)?;
     let stamp = json!({"kind": format!("{kind:?}"), "vocab_size": size, "texts": texts});
     Ok(format!("{stamp:#}\n"))
 }
@@ -219,17 +241,15 @@ fn prepare(sections: &Sections, session: &Session) -> Result<()> {
         ));
     }
     if setup::trains_tokenizer(sections) {
-        let samples = read_samples(dataset, alloy, text)?;
         let (kind, size) = setup::tokenizer_wanted(sections)?;
-        let corpus = samples.train.iter().map(|sample| Ok(sample.text.clone()));
-        let tokenizer = TextTokenizer::train(kind, size, corpus)?;
-        let (dir, texts) = setup::tokenizer_dir(sections)?;
+        let tokenizer = TextTokenizer::train(kind, size, samples::training_texts(alloy)?)?;
+        let dir = setup::tokenizer_dir(sections)?;
         files::make_dir(&dir)?;
         // Last the stamp, which says that all is there.
         for (name, content) in tokenizer.files()? {
             files::write_text(&dir.join(name), &content)?;
         }
-        files::write_text(&dir.join(MADE_FROM), &tokenizer_stamp(sections, &texts)?)?;
+        files::write_text(&dir.join(MADE_FROM), &tokenizer_stamp(sections)?)?;
         console.line(&format!("tokenizer: {} in {}", tokenizer.describe(), dir.display()));
     }
     Ok(())

@@ -24,6 +24,8 @@ pub struct TableReader {
     row: u64,
     /// The csv crate counts a line at its `\n`, which it leaves to the next record behind a `\r`.
     behind: u64,
+    /// The line of the last row, if its last field took the end of its line in.
+    open_quote: Option<u64>,
 }
 
 /// Which row a record is.
@@ -59,7 +61,16 @@ impl TableReader {
                 .hint("give the table a first line with the names of its columns"));
         }
         let most = most.map_or(u64::MAX, |most| most as u64);
-        Ok(TableReader { path: path.to_path_buf(), csv, headers, delimiter, most, row: 0, behind })
+        Ok(TableReader {
+            path: path.to_path_buf(),
+            csv,
+            headers,
+            delimiter,
+            most,
+            row: 0,
+            behind,
+            open_quote: None,
+        })
     }
 
     /// The file as the user named it.
@@ -78,7 +89,16 @@ impl TableReader {
         }
         match self.csv.read_record(record) {
             Ok(true) => {}
-            Ok(false) => return Ok(None),
+            Ok(false) => match self.open_quote {
+                None => return Ok(None),
+                Some(line) => {
+                    return Err(Error::data("a double quote opens in this row and is not closed")
+                        .at(format!("{}:{line}", self.path.display()))
+                        .hint(
+                            "all rows below it are taken for one field: close it, or take it out",
+                        ));
+                }
+            },
             Err(error) => return Err(csv_failed(&self.path, error)),
         }
         self.row += 1;
@@ -86,6 +106,8 @@ impl TableReader {
         if record.len() != self.headers.len() {
             return Err(self.wrong_length(record, line));
         }
+        let last = record.get(record.len() - 1).unwrap_or_default();
+        self.open_quote = last.ends_with('\n').then_some(line);
         Ok(Some(Place { row: self.row, line }))
     }
 
@@ -236,7 +258,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_its_line() {
         let dir = Scratch::new("reader");
-        let cases: [(&[u8], i32, &str); 9] = [
+        let cases: [(&[u8], i32, &str); 10] = [
             (b"", 3, "t.csv: the file is empty"),
             (b"a,b\n1,2\n1;2\n", 3, "t.csv:3: the fields of this row are parted by semicolons"),
             (
@@ -245,6 +267,11 @@ mod tests {
                 "t.csv:3: the fields of this row are parted by commas, those of the first line by semicolons",
             ),
             (b"a,b,c\n1,2\n", 3, "t.csv:2: the row has 2 fields, the column names are 3"),
+            (
+                b"a,b\n1,\"2\n3,4\n",
+                3,
+                "t.csv:2: a double quote opens in this row and is not closed",
+            ),
             (b"a,b\n1,2,3\n", 3, "t.csv:2: the row has 3 fields"),
             (b"a,b\n1,\xb5m\n", 3, "t.csv:2: the row is not UTF-8 text"),
             (b"1,2.5\n1,2\n", 3, "t.csv:1: the first line holds numbers"),

@@ -63,14 +63,14 @@ pub struct Shape {
     weights: Option<PathBuf>,
 }
 
-/// Where `prepare` leaves the tokenizer that it trains, and the texts that it is trained on.
-pub fn tokenizer_dir(sections: &Sections) -> Result<(PathBuf, PathBuf)> {
+/// Where `prepare` leaves the tokenizer that it trains.
+pub fn tokenizer_dir(sections: &Sections) -> Result<PathBuf> {
     let alloy = &sections.alloy;
-    if let Some(ready) = &alloy.train_data {
-        return Ok((alloy.prepared_dir.join("tokenizer"), ready.to_path_buf()));
-    }
-    let layout = Layout::new(alloy, &alloy.picked()?);
-    Ok((layout.dir().join("tokenizer"), layout.samples(Part::Train)))
+    let home = match alloy.is_ready_made() {
+        true => alloy.prepared_dir.to_path_buf(),
+        false => Layout::new(alloy, &alloy.picked()?).dir(),
+    };
+    Ok(home.join("tokenizer"))
 }
 
 /// Whether the tokenizer is one that `prepare` trains.
@@ -123,7 +123,7 @@ impl Shape {
             (Origin::Checkpoint(dir), _, _) => dir.clone(),
             (_, Some(told), _) => told,
             (_, None, Some(dir)) => dir.clone(),
-            (_, None, None) => tokenizer_dir(sections)?.0,
+            (_, None, None) => tokenizer_dir(sections)?,
         };
         let mut tokenizer = TextTokenizer::open(&home)?;
         let mut config = configured(sections, weights.as_deref())?;
