@@ -2,9 +2,9 @@
 //! true values, and the pictures people look at.
 
 use super::pictures::draw;
-use super::samples::{Sample, Samples};
 use super::sections::Sections;
-use super::target::Target;
+use super::table::samples::{Sample, Samples};
+use super::table::target::Target;
 use super::task::{TextTask, classes_of};
 use crate::data::plan::MicroBatch;
 use crate::error::{Error, Result};

@@ -1,45 +1,21 @@
 //! Recipe `alloy`: tables of alloys → texts → RoBERTa or BERT, regression and classification.
 //!
-//! - `sections`, `config`: its configuration
-//! - `columns`, `units`, `formula`, `elements`: what a table's columns and cells mean
-//! - `prepare` with `reader`, `clean`, `target`, `parts`, `leak`, `text`, `output`, `report`: the
-//!   user's table to samples
+//! - `sections`: its configuration
+//! - `table`: the user's table to samples
 //! - `setup`: sections to tokenizer, model and tokens
-//! - `task`: what is computed; `artefacts`: what a finished run leaves
+//! - `task`: what is computed
+//! - `artefacts`, `pictures`: what a finished run leaves
 //! - `predict`: a trained model on a new table
 //! - `synthetic`: a small table with a relation to learn
 
 mod artefacts;
-mod clean;
-mod columns;
-mod config;
-mod elements;
-#[cfg(test)]
-mod fixtures;
-mod formula;
-mod job;
-mod leak;
-#[cfg(test)]
-mod mpea_tests;
-mod output;
-mod parts;
 mod pictures;
 mod predict;
-mod prepare;
-mod raw;
-mod reader;
-mod report;
-mod rows;
-mod samples;
 mod sections;
 mod setup;
 mod synthetic;
-mod target;
+mod table;
 mod task;
-#[cfg(test)]
-mod tests;
-mod text;
-mod units;
 
 use super::running::{self, Stage, Work, in_run_dir, split_record};
 use super::using::{self, say_written, write_text};
@@ -51,14 +27,15 @@ use crate::files;
 use crate::progress;
 use crate::report::step_line::{count, duration, rate};
 use crate::torch::Params;
-use columns::{Columns, Role};
-use reader::TableReader;
-use samples::{Samples, read_samples};
 use sections::{Sections, StageName};
 use serde_json::{Map, Value, json};
 use setup::{Origin, Purpose, Shape, Texts};
 use std::collections::BTreeMap;
 use std::path::Path;
+use table::columns::{Columns, Role};
+use table::reader::TableReader;
+use table::samples::{self, Samples, read_samples};
+use table::{prepare, rows};
 
 /// A configuration that fits a table of alloys, and what could be predicted; None: it is none.
 pub fn describe(path: &Path) -> Result<Option<String>> {
@@ -120,13 +97,17 @@ impl Recipe for AlloyRecipe {
     fn prepare(&self, config: &ConfigFile, session: &Session) -> Result<()> {
         let sections = Sections::read(config)?;
         session.agree_on(&sections.resolved()?)?;
-        session.world.comm.decide(|| prepare(&sections, session))
+        session.world.comm.decide(|| {
+            check_model(&sections)?;
+            prepare(&sections, session)
+        })
     }
 
     fn dry_run(&self, config: &ConfigFile, session: &Session) -> Result<()> {
         let sections = Sections::read(config)?;
         let console = &session.console;
         console.line(&crate::config::write_yaml(&sections.resolved()?));
+        check_model(&sections)?;
         if needs_prepare(&sections)? {
             console.line(
                 "the samples are not prepared yet: `trainer run` or `trainer prepare` makes them",
@@ -177,7 +158,9 @@ impl Recipe for AlloyRecipe {
 
     fn train(&self, config: &ConfigFile, session: &Session, fresh: bool) -> Result<()> {
         let sections = Sections::read(config)?;
-        if session.world.comm.decide(|| needs_prepare(&sections))? {
+        let comm = &session.world.comm;
+        comm.decide(|| check_model(&sections))?;
+        if comm.decide(|| needs_prepare(&sections))? {
             return Err(Error::data(
                 "the samples are not prepared, or the table has changed since",
             )
@@ -199,6 +182,14 @@ impl Recipe for AlloyRecipe {
 
     fn sample(&self, dir: &Path, seed: u64) -> Result<String> {
         synthetic::write(dir, seed)
+    }
+}
+
+/// Refuses a model to start from that is not there, before hours of other work.
+fn check_model(sections: &Sections) -> Result<()> {
+    match setup::trains_tokenizer(sections) {
+        true => Ok(()),
+        false => Shape::open(sections, &Origin::Configured).map(|_| ()),
     }
 }
 

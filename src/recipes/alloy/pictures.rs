@@ -1,7 +1,7 @@
 //! The pictures and tables of a finished run: predicted against true, confusion matrix, ROC curves.
 
-use super::columns::base_name;
-use super::target::Target;
+use super::table::columns::base_name;
+use super::table::target::Target;
 use super::task::classes_of;
 use crate::error::Result;
 use crate::metrics::regression::{Regression, regression};

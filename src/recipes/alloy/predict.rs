@@ -4,9 +4,9 @@
 //! writes them. A block is the same on any number of ranks, so are its batches and predictions.
 
 use super::artefacts::{columns, header};
-use super::rows::TextRows;
 use super::sections::{Sections, StageName};
 use super::setup::{self, Origin, Shape};
+use super::table::rows::TextRows;
 use super::task::{Encoded, TextTask};
 use crate::data::plan::{Plan, PlanConfig};
 use crate::dist::Comm;

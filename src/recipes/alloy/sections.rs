@@ -1,6 +1,6 @@
 //! The configuration of this recipe: shared sections, its own, and what spans both.
 
-use super::config::{AlloyDataset, TextSection};
+use super::table::config::{AlloyDataset, TextSection};
 use crate::config::{
     ConfigFile, Dataset, Distributed, Masking, Run, Section, Training, UserPath, probability,
 };

@@ -1,11 +1,11 @@
 //! From the sections to tokenizer, model and tokens of all parts.
 
-use super::output::Layout;
-use super::samples::Samples;
 use super::sections::{Balanced, ClassWeights, Sections, StageName};
-use super::target::Target;
+use super::table::output::Layout;
+use super::table::samples::Samples;
+use super::table::target::Target;
+use super::table::text::TextPlan;
 use super::task::{Encoded, Goal, TextData, TextTask};
-use super::text::TextPlan;
 use crate::data::token_masks::TokenMasks;
 use crate::data::tokenizer::{TextTokenizer, TokenizerKind};
 use crate::error::{Error, Result};
@@ -119,6 +119,14 @@ impl Shape {
             Origin::Configured => sections.model.init_from.as_deref().map(run_dir::best_of),
         };
         let told = sections.model.tokenizer.as_deref().map(Path::to_path_buf);
+        if let Some(dir) = weights.iter().chain(&told).find(|dir| !dir.exists()) {
+            return Err(Error::damaged("there is no such directory")
+                .at(format!("model: {}", dir.display()))
+                .hint(
+                    "copy the model's Hugging Face directory there (config.json, \
+                     model.safetensors, tokenizer.json), or leave model.init_from out for fresh weights",
+                ));
+        }
         let home = match (origin, told, &weights) {
             (Origin::Checkpoint(dir), _, _) => dir.clone(),
             (_, Some(told), _) => told,

@@ -107,9 +107,9 @@ fn alloy_rows(alloy: u32, stream: &mut Stream) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::config::TextSection;
-    use super::super::fixtures::{Scratch, dataset, own};
-    use super::super::prepare::prepare;
+    use super::super::table::config::TextSection;
+    use super::super::table::fixtures::{Scratch, dataset, own};
+    use super::super::table::prepare::prepare;
 
     #[test]
     fn every_target_can_be_prepared() {

@@ -1,6 +1,6 @@
 //! What is computed: masked language modelling of texts, or one number or class a text.
 
-use super::target::Target;
+use super::table::target::Target;
 use crate::data::token_masks::TokenMasks;
 use crate::error::{Error, Result};
 use crate::metrics::classification::{self, Classification};

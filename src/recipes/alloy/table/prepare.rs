@@ -5,7 +5,7 @@
 //! writes. All files of a target appear together at the end.
 
 use super::clean::{Cell, Change, Cleaner};
-use super::columns::Columns;
+use super::columns::{Columns, Role};
 use super::config::{AlloyDataset, SplitBy, TextSection, Wanted};
 use super::job::{Job, Kind, changed, composition_key};
 use super::output::{Layout, Output, Stamp, clear_leftovers, content};
@@ -122,8 +122,13 @@ impl<'a> Passes<'a> {
         text: &'a TextSection,
     ) -> Result<(Passes<'a>, Vec<Job>)> {
         let reader = TableReader::open(path, dataset.subsample)?;
-        let columns = Columns::unify(&reader.file(), &reader.headers, &own.columns, true)?;
+        let mut columns = Columns::unify(&reader.file(), &reader.headers, &own.columns, true)?;
         let cleaner = Cleaner::new(&own.missing, reader.delimiter);
+        if let Some(name) = &own.id_column_name {
+            let found = columns.find(name).map_err(|e| e.at("dataset.id_column_name"))?;
+            // Whatever it is called: a name of the row is nothing to learn from.
+            columns.list[found.index].role = Role::Identifier;
+        }
         let find = |name: &str, key: &str| columns.find(name).map_err(|e| e.at(key.to_string()));
         let mut excluded = Vec::new();
         for name in &own.exclude {
