@@ -1,7 +1,7 @@
 """Fine-tuning steps of a RoBERTa, 768 wide, against transformers: padded to 512, and dynamically padded.
 
 The texts are as long as upstream's descriptions of the alloys in MPEA_dataset.csv: 860, 1342 and 2101
-characters (least, median, most), here a constant and 190 characters an element, and what the row's other
+characters (least, median, most), here a constant and 210 characters an element, and what the row's other
 cells hold, four characters a token, cut at 512 tokens. Which tokens they are does not matter to the time;
 they are drawn at random.
 
@@ -41,7 +41,7 @@ def token_counts():
     counts = []
     for row in rows:
         cells = sum(len(value) for key, value in row.items() if key.startswith("PROPERTY"))
-        characters = 240 + 190 * len(row["FORMULA"].split()) + cells
+        characters = 215 + 210 * len(row["FORMULA"].split()) + cells
         counts.append(min(LONGEST, characters // 4 + 2))
     return counts
 

@@ -6,7 +6,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 bash "$here/setup.sh"
 failed=()
-for driver in start launch cache_read mamba_step esm_embed allreduce overlap scaling prepare_table; do
+for driver in start launch cache_read mamba_step bert_step esm_embed allreduce overlap scaling prepare_table; do
     "$here/.venv/bin/python" "$here/$driver.py" "$@" || failed+=("$driver")
     echo
 done
