@@ -5,17 +5,31 @@
 // block's. Backward computes them again from the saved logarithms (Dao et al., 2022), and with them
 // the same mask.
 
+#include <initializer_list>
+
 #include "mask.h"
 
 namespace trainer {
 namespace {
 
-// What fits into the registers: keys of one block of scores, rows and vectors of one sum.
-#ifdef __AVX512F__
-constexpr int kScoreKeys = 12, kSumRows = 6, kSumColumns = 4;
+// The products take most of the time, and GCC splits vectors that no register holds badly: here a
+// vector is as wide as the registers are, and a block of sums fills most of them.
+#if defined(__AVX512F__)
+constexpr int kNative = 16, kScoreKeys = 12, kSumRows = 6, kSumColumns = 4;
+#elif defined(__AVX__)
+constexpr int kNative = 8, kScoreKeys = 3, kSumRows = 6, kSumColumns = 2;
 #else
-constexpr int kScoreKeys = 3, kSumRows = 6, kSumColumns = 1;
+constexpr int kNative = 4, kScoreKeys = 1, kSumRows = 3, kSumColumns = 4;
 #endif
+
+typedef float nf __attribute__((vector_size(kNative * 4)));
+
+INLINE nf load_native(const float *p) {
+  nf v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+INLINE void store_native(float *p, nf v) { std::memcpy(p, &v, sizeof v); }
 
 // Steps of a sum whose operands stay in the first cache.
 constexpr int64_t kSumSteps = 64;
@@ -25,26 +39,25 @@ constexpr float kLn2 = 0.69314718055994530942f;
 // scores[i, :] = <keys[i, :], queries>, for queries [d, kQueryBlock] and keys [KEYS, d].
 template <int KEYS>
 INLINE void score(const float *queries, const float *keys, int64_t d, float *scores) {
-  vf sum0[KEYS], sum1[KEYS];
-  for (int i = 0; i < KEYS; i++) sum0[i] = sum1[i] = vf{};
+  constexpr int kVectors = kQueryBlock / kNative;
+  nf sum[KEYS][kVectors];
+  for (int i = 0; i < KEYS; i++)
+    for (int j = 0; j < kVectors; j++) sum[i][j] = nf{};
   for (int64_t c = 0; c < d; c++) {
-    const vf q0 = load(queries + c * kQueryBlock), q1 = load(queries + c * kQueryBlock + kLanes);
-    for (int i = 0; i < KEYS; i++) {
-      sum0[i] += q0 * keys[i * d + c];
-      sum1[i] += q1 * keys[i * d + c];
-    }
+    nf q[kVectors];
+    for (int j = 0; j < kVectors; j++) q[j] = load_native(queries + c * kQueryBlock + j * kNative);
+    for (int i = 0; i < KEYS; i++)
+      for (int j = 0; j < kVectors; j++) sum[i][j] += q[j] * keys[i * d + c];
   }
-  for (int i = 0; i < KEYS; i++) {
-    store(scores + i * kQueryBlock, sum0[i]);
-    store(scores + i * kQueryBlock + kLanes, sum1[i]);
-  }
+  for (int i = 0; i < KEYS; i++)
+    for (int j = 0; j < kVectors; j++)
+      store_native(scores + i * kQueryBlock + j * kNative, sum[i][j]);
 }
 
 void score_all(const float *queries, const float *keys, int64_t count, int64_t d, float *scores) {
   int64_t i = 0;
   for (; i + kScoreKeys <= count; i += kScoreKeys)
     score<kScoreKeys>(queries, keys + i * d, d, scores + i * kQueryBlock);
-  for (; i + 3 <= count; i += 3) score<3>(queries, keys + i * d, d, scores + i * kQueryBlock);
   for (; i < count; i++) score<1>(queries, keys + i * d, d, scores + i * kQueryBlock);
 }
 
@@ -58,19 +71,20 @@ struct Weights {
 // out[r, :] (+)= sum over steps of weight[r, s] * x[s, :]; x and out have rows of d.
 template <int ROWS, int COLUMNS>
 INLINE void sum_rows(Weights w, const float *x, int64_t steps, int64_t d, float *out, bool add) {
-  vf sum[ROWS][COLUMNS];
+  nf sum[ROWS][COLUMNS];
   for (int r = 0; r < ROWS; r++)
-    for (int c = 0; c < COLUMNS; c++) sum[r][c] = add ? load(out + r * d + c * kLanes) : vf{};
+    for (int c = 0; c < COLUMNS; c++)
+      sum[r][c] = add ? load_native(out + r * d + c * kNative) : nf{};
   for (int64_t s = 0; s < steps; s++) {
-    vf v[COLUMNS];
-    for (int c = 0; c < COLUMNS; c++) v[c] = load(x + s * d + c * kLanes);
+    nf v[COLUMNS];
+    for (int c = 0; c < COLUMNS; c++) v[c] = load_native(x + s * d + c * kNative);
     for (int r = 0; r < ROWS; r++) {
       const float weight = w.weights[r * w.row + s * w.step];
       for (int c = 0; c < COLUMNS; c++) sum[r][c] += weight * v[c];
     }
   }
   for (int r = 0; r < ROWS; r++)
-    for (int c = 0; c < COLUMNS; c++) store(out + r * d + c * kLanes, sum[r][c]);
+    for (int c = 0; c < COLUMNS; c++) store_native(out + r * d + c * kNative, sum[r][c]);
 }
 
 template <int COLUMNS>
@@ -91,17 +105,16 @@ void sum_all(Weights w, int64_t rows, const float *x, int64_t steps, int64_t d, 
     const Weights own = {w.weights + first * w.step, w.row, w.step};
     const float *from = x + first * d;
     int64_t c = 0;
-    for (; c + kSumColumns * kLanes <= d; c += kSumColumns * kLanes)
+    for (; c + kSumColumns * kNative <= d; c += kSumColumns * kNative)
       sum_columns<kSumColumns>(own, rows, from + c, count, d, out + c, add || first > 0);
-    for (; c < d; c += kLanes)
+    for (; c < d; c += kNative)
       sum_columns<1>(own, rows, from + c, count, d, out + c, add || first > 0);
   }
 }
 
-// Scores become exp2(score - max), dropped ones 0; the sums are over all, as softmax comes first.
 template <bool DROPS>
-INLINE void soften(const Dropout &dropout, uint64_t row, float *scores, int64_t keys,
-                   const vf max[2], vf sum[2]) {
+INLINE void soften_under(const Dropout &dropout, uint64_t row, float *scores, int64_t keys,
+                         const vf max[2], vf sum[2]) {
   sum[0] = sum[1] = vf{};
   for (int64_t key = 0; key < keys; key += 2) {
     vi kept[4];
@@ -115,6 +128,20 @@ INLINE void soften(const Dropout &dropout, uint64_t row, float *scores, int64_t 
       }
     }
   }
+}
+
+// Scores become exp2(score - max), dropped ones 0; the sums are over all, as softmax comes first.
+void soften(const Dropout &dropout, uint64_t row, float *scores, int64_t keys, vf max[2],
+            vf sum[2]) {
+  max[0] = load(scores);
+  max[1] = load(scores + kLanes);
+  for (int64_t key = 1; key < keys; key++)
+    for (int half = 0; half < 2; half++)
+      max[half] = vmax(max[half], load(scores + key * kQueryBlock + half * kLanes));
+  if (dropout.threshold)
+    soften_under<true>(dropout, row, scores, keys, max, sum);
+  else
+    soften_under<false>(dropout, row, scores, keys, max, sum);
 }
 
 // Scores become the weights that values had; the gradients of these become those of the scores
@@ -188,11 +215,58 @@ struct Task {
 
   int64_t at(const HeadStrides &s) const { return batch * s.batch + head * s.head; }
 
-  // The row of random numbers of a block of queries.
-  uint64_t random_row(const AttentionShape &shape, int64_t block) const {
-    return uint64_t(batch * shape.heads + head) << 32 | uint64_t(block);
+  // The row of random numbers of the block of queries that begins at `first`.
+  uint64_t random_row(const AttentionShape &shape, int64_t first) const {
+    return uint64_t(batch * shape.heads + head) << 32 | uint64_t(first / kQueryBlock);
   }
 };
+
+// Where backward keeps a task's numbers.
+struct BackwardScratch {
+  float *keys, *values, *dkeys, *dvalues;       // [keys, d]
+  float *queries, *douts, *dqueries;            // a block's, [kQueryBlock, d]
+  float *queries_t, *douts_t;                   // the same transposed
+  float *scores, *gradients;                    // [keys, kQueryBlock]
+  float lse[kQueryBlock], delta[kQueryBlock];
+
+  BackwardScratch(float *scratch, int64_t keys_count, int64_t d) {
+    for (float **p : {&keys, &values, &dkeys, &dvalues}) scratch = (*p = scratch) + keys_count * d;
+    for (float **p : {&queries, &douts, &dqueries, &queries_t, &douts_t})
+      scratch = (*p = scratch) + kQueryBlock * d;
+    for (float **p : {&scores, &gradients}) scratch = (*p = scratch) + keys_count * kQueryBlock;
+  }
+};
+
+// Each row's logarithm, and <dout, out>, which is the sum over keys of a weight times its gradient.
+void take_rows(const float *out, int64_t stride, const float *lse, int64_t rows, int64_t head_dim,
+               int64_t d, BackwardScratch &s) {
+  for (int64_t r = 0; r < kQueryBlock; r++) s.lse[r] = s.delta[r] = 0;
+  for (int64_t r = 0; r < rows; r++) {
+    vf sum = {};
+    for (int64_t c = 0; c < head_dim; c += kLanes) {
+      const int64_t lanes = head_dim - c < kLanes ? head_dim - c : kLanes;
+      sum += load(out + r * stride + c, lanes) * load(s.douts + r * d + c);
+    }
+    for (int lane = 0; lane < kLanes; lane++) s.delta[r] += sum[lane];
+    s.lse[r] = lse[r];
+  }
+}
+
+// A block of queries whose rows are packed: adds to dkeys and dvalues, and makes dqueries.
+void backward_block(const Dropout &dropout, uint64_t row, int64_t keys, int64_t d, bool first,
+                    BackwardScratch &s) {
+  const vf lse[2] = {load(s.lse), load(s.lse + kLanes)};
+  const vf delta[2] = {load(s.delta), load(s.delta + kLanes)};
+  score_all(s.queries_t, s.keys, keys, d, s.scores);
+  score_all(s.douts_t, s.values, keys, d, s.gradients);
+  if (dropout.threshold)
+    soften_backward<true>(dropout, row, s.scores, s.gradients, keys, lse, delta);
+  else
+    soften_backward<false>(dropout, row, s.scores, s.gradients, keys, lse, delta);
+  sum_all({s.scores, kQueryBlock, 1}, keys, s.douts, kQueryBlock, d, s.dvalues, !first);
+  sum_all({s.gradients, kQueryBlock, 1}, keys, s.queries, kQueryBlock, d, s.dkeys, !first);
+  sum_all({s.gradients, 1, kQueryBlock}, kQueryBlock, s.keys, keys, d, s.dqueries, false);
+}
 
 }  // namespace
 
@@ -220,15 +294,8 @@ void attention_forward(const AttentionShape &shape, const float *q, const float 
       pack_block(q + task.at(shape.q) + first * shape.q.row, shape.q.row, rows, head_dim, d, scale,
                  block_out, queries);
       score_all(queries, keys, task.keys, d, scores);
-      vf max[2] = {load(scores), load(scores + kLanes)}, sum[2];
-      for (int64_t key = 1; key < task.keys; key++)
-        for (int half = 0; half < 2; half++)
-          max[half] = vmax(max[half], load(scores + key * kQueryBlock + half * kLanes));
-      const uint64_t row = task.random_row(shape, first / kQueryBlock);
-      if (shape.dropout.threshold)
-        soften<true>(shape.dropout, row, scores, task.keys, max, sum);
-      else
-        soften<false>(shape.dropout, row, scores, task.keys, max, sum);
+      vf max[2], sum[2];
+      soften(shape.dropout, task.random_row(shape, first), scores, task.keys, max, sum);
       sum_all({scores, 1, kQueryBlock}, kQueryBlock, values, task.keys, d, block_out, false);
       for (int64_t r = 0; r < rows; r++) {
         const float total = sum[r / kLanes][r % kLanes];
@@ -243,64 +310,38 @@ void attention_forward(const AttentionShape &shape, const float *q, const float 
 void attention_backward(const AttentionShape &shape, const float *q, const float *k,
                         const float *v, const float *out, const float *lse,
                         const AttentionGrad &grad, float *scratch, int64_t begin, int64_t end) {
-  const int64_t head_dim = shape.head_dim, d = padded_head(head_dim), block_size = kQueryBlock * d;
+  const int64_t head_dim = shape.head_dim, d = padded_head(head_dim);
   const float scale = 1 / std::sqrt((float)head_dim);
-  float *keys = scratch, *values = keys + shape.keys * d, *dkeys = values + shape.keys * d;
-  float *dvalues = dkeys + shape.keys * d, *queries = dvalues + shape.keys * d;
-  float *queries_t = queries + block_size, *douts = queries_t + block_size;
-  float *douts_t = douts + block_size, *dqueries = douts_t + block_size;
-  float *scores = dqueries + block_size, *gradients = scores + shape.keys * kQueryBlock;
+  BackwardScratch s(scratch, shape.keys, d);
   for (int64_t number = begin; number < end; number++) {
     const Task task(shape, number);
-    const float *own_q = q + task.at(shape.q), *own_out = out + task.at(shape.out);
-    const float *own_dout = grad.dout + task.at(grad.dout_strides);
-    float *dq = grad.dq + task.at(grad.dq_strides);
-    pack(k + task.at(shape.k), shape.k.row, task.keys, head_dim, d, 1, keys);
-    pack(v + task.at(shape.v), shape.v.row, task.keys, head_dim, d, 1, values);
+    const int64_t seen = shape.queries > 0 ? task.keys : 0;
+    const HeadStrides &to_q = grad.dq_strides, &to_k = grad.dk_strides;
+    float *dq = grad.dq + task.at(to_q), *dk = grad.dk + task.at(to_k);
+    float *dv = grad.dv + task.at(to_k);
+    zero_rows(dk + seen * to_k.row, to_k.row, shape.keys - seen, head_dim);
+    zero_rows(dv + seen * to_k.row, to_k.row, shape.keys - seen, head_dim);
+    if (seen == 0) {
+      zero_rows(dq, to_q.row, shape.queries, head_dim);
+      continue;
+    }
+    pack(k + task.at(shape.k), shape.k.row, seen, head_dim, d, 1, s.keys);
+    pack(v + task.at(shape.v), shape.v.row, seen, head_dim, d, 1, s.values);
     for (int64_t first = 0; first < shape.queries; first += kQueryBlock) {
       const int64_t left = shape.queries - first, rows = left < kQueryBlock ? left : kQueryBlock;
-      if (task.keys == 0) {
-        zero_rows(dq + first * grad.dq_strides.row, grad.dq_strides.row, rows, head_dim);
-        continue;
-      }
-      pack_block(own_q + first * shape.q.row, shape.q.row, rows, head_dim, d, scale * kLog2e,
-                 queries, queries_t);
-      pack_block(own_dout + first * grad.dout_strides.row, grad.dout_strides.row, rows, head_dim,
-                 d, 1, douts, douts_t);
-      // <dout, out> is the sum over keys of each weight times its gradient.
-      float row_lse[kQueryBlock] = {}, row_delta[kQueryBlock] = {};
-      for (int64_t r = 0; r < rows; r++) {
-        const float *o = own_out + (first + r) * shape.out.row;
-        vf sum = {};
-        for (int64_t c = 0; c < head_dim; c += kLanes)
-          sum += load(o + c, head_dim - c < kLanes ? head_dim - c : kLanes) *
-                 load(douts + r * d + c);
-        for (int lane = 0; lane < kLanes; lane++) row_delta[r] += sum[lane];
-        row_lse[r] = lse[task.rows_before + first + r];
-      }
-      const vf block_lse[2] = {load(row_lse), load(row_lse + kLanes)};
-      const vf delta[2] = {load(row_delta), load(row_delta + kLanes)};
-      score_all(queries_t, keys, task.keys, d, scores);
-      score_all(douts_t, values, task.keys, d, gradients);
-      const uint64_t row = task.random_row(shape, first / kQueryBlock);
-      if (shape.dropout.threshold)
-        soften_backward<true>(shape.dropout, row, scores, gradients, task.keys, block_lse, delta);
-      else
-        soften_backward<false>(shape.dropout, row, scores, gradients, task.keys, block_lse, delta);
-      sum_all({scores, kQueryBlock, 1}, task.keys, douts, kQueryBlock, d, dvalues, first > 0);
-      sum_all({gradients, kQueryBlock, 1}, task.keys, queries, kQueryBlock, d, dkeys, first > 0);
-      sum_all({gradients, 1, kQueryBlock}, kQueryBlock, keys, task.keys, d, dqueries, false);
-      unpack(dqueries, rows, head_dim, d, scale, dq + first * grad.dq_strides.row,
-             grad.dq_strides.row);
+      const int64_t dout_row = grad.dout_strides.row;
+      pack_block(q + task.at(shape.q) + first * shape.q.row, shape.q.row, rows, head_dim, d,
+                 scale * kLog2e, s.queries, s.queries_t);
+      pack_block(grad.dout + task.at(grad.dout_strides) + first * dout_row, dout_row, rows,
+                 head_dim, d, 1, s.douts, s.douts_t);
+      take_rows(out + task.at(shape.out) + first * shape.out.row, shape.out.row,
+                lse + task.rows_before + first, rows, head_dim, d, s);
+      backward_block(shape.dropout, task.random_row(shape, first), seen, d, first == 0, s);
+      unpack(s.dqueries, rows, head_dim, d, scale, dq + first * to_q.row, to_q.row);
     }
-    const HeadStrides &s = grad.dk_strides;
-    float *dk = grad.dk + task.at(s), *dv = grad.dv + task.at(s);
-    const int64_t seen = shape.queries > 0 ? task.keys : 0;
     // The packed queries carry the scale, and log2(e) on top.
-    unpack(dkeys, seen, head_dim, d, kLn2, dk, s.row);
-    unpack(dvalues, seen, head_dim, d, 1, dv, s.row);
-    zero_rows(dk + seen * s.row, s.row, shape.keys - seen, head_dim);
-    zero_rows(dv + seen * s.row, s.row, shape.keys - seen, head_dim);
+    unpack(s.dkeys, seen, head_dim, d, kLn2, dk, to_k.row);
+    unpack(s.dvalues, seen, head_dim, d, 1, dv, to_k.row);
   }
 }
 

@@ -1,6 +1,6 @@
 // The CPU kernels as plain functions over raw pointers, one table per instruction set.
 //
-// The files that build.rs lists under KERNELS are compiled once per instruction set and must include
+// The files of build.rs's list KERNELS are compiled once per instruction set and must include
 // nothing of ATen: an inline function of a header, compiled with AVX-512 and picked by the linker
 // for everybody, would crash on older machines. shim.cpp picks a table at run time.
 #pragma once
