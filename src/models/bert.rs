@@ -16,7 +16,7 @@ use crate::nn::attention::{add_norm, attention, dropout, linear_gelu};
 use crate::nn::{Linear, Norm};
 use crate::torch::{Init, LoadReport, Params, Path, WeightFile, torch_error};
 use config::without;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Tables of tokens, positions and types: where the two models differ.
 struct Embeddings {
@@ -51,8 +51,11 @@ impl Embeddings {
             .hint("lower dataset.max_sequence_length"));
         }
         let failed = |e| torch_error("embedding tokens", e);
+        // On the CPU a sparse gradient: it is added to this batch's rows alone, where a dense one would
+        // be a second table, made and added in every step.
+        let sparse = ids.device() == Device::Cpu;
         let look = |table: &Tensor, at: &Tensor, pad: i64| {
-            Tensor::f_embedding(table, at, pad, false, false).map_err(failed)
+            Tensor::f_embedding(table, at, pad, false, sparse).map_err(failed)
         };
         let position = match config.model_type {
             ModelType::Bert => self.position.narrow(0, 0, length),
