@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::progress;
 use mpi::ffi;
 use std::ffi::{c_char, c_int, c_void};
+use std::ptr;
 use std::time::Duration;
 
 /// Longest single message; longer ones go in pieces, because MPI counts are 32-bit.
@@ -272,15 +273,18 @@ impl Mpi {
         let (counts, starts) = (counts.into_boxed_slice(), starts.into_boxed_slice());
         let sent = own.into_boxed_slice();
         let mut received = vec![0u8; end].into_boxed_slice();
+        // An empty box points to address 1, which is Open MPI's MPI_IN_PLACE.
+        let from = if sent.is_empty() { ptr::null() } else { sent.as_ptr().cast::<c_void>() };
+        let to = if end == 0 { ptr::null_mut() } else { received.as_mut_ptr().cast::<c_void>() };
         let mut request = std::mem::MaybeUninit::uninit();
         // SAFETY: all buffers are boxed and live in the pending gather until it is waited for.
         let request = unsafe {
             check("MPI_Iallgatherv", {
                 ffi::MPI_Iallgatherv(
-                    sent.as_ptr().cast::<c_void>(),
+                    from,
                     counts[self.rank],
                     ffi::RSMPI_UINT8_T,
-                    received.as_mut_ptr().cast::<c_void>(),
+                    to,
                     counts.as_ptr(),
                     starts.as_ptr(),
                     ffi::RSMPI_UINT8_T,
