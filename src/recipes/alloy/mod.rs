@@ -308,8 +308,8 @@ fn measure(sections: &Sections, session: &Session, args: &UseArgs) -> Result<()>
     let compute = sections.compute(session, None)?;
     let checkpoint = using::find_checkpoint(shared, session, args)?;
     let origin = Origin::Checkpoint(checkpoint.clone());
+    let purpose = comm.together(|| setup::read_purpose(&checkpoint))?;
     let (shape, samples, texts) = comm.together(|| open(sections, &origin))?;
-    let purpose = setup::read_purpose(&checkpoint)?;
     if purpose.target != samples.target {
         return Err(Error::damaged(
             "the checkpoint was trained for another target or normalisation",

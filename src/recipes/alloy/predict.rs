@@ -35,8 +35,8 @@ pub fn run(sections: &Sections, session: &Session, args: &UseArgs) -> Result<()>
     session.console.line(&format!("model: {}", checkpoint.display()));
     let origin = Origin::Checkpoint(checkpoint.clone());
     let (plan, model) = comm.together(|| {
-        let shape = Shape::open(sections, &origin)?;
         let purpose = setup::read_purpose(&checkpoint)?;
+        let shape = Shape::open(sections, &origin)?;
         let goal = setup::goal(sections, StageName::Train, &shape, &purpose.target, &[])?;
         let head = setup::head(&goal);
         let model = shape.model(sections, &origin, head, &compute, &session.console)?;

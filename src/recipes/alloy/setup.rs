@@ -17,7 +17,7 @@ use crate::recipes::running::{self, Planned};
 use crate::recipes::session::Compute;
 use crate::report::console::{Console, table};
 use crate::report::step_line::count;
-use crate::torch::{Params, WeightFile};
+use crate::torch::{Params, WeightFile, refuse_pickle};
 use crate::train::fit::Plans;
 use crate::train::run_dir;
 use crate::train::task::Part;
@@ -104,10 +104,17 @@ fn configured(sections: &Sections, dir: Option<&Path>) -> Result<BertConfig> {
 }
 
 fn read_config(path: &Path) -> Result<Map<String, Value>> {
+    const HINT: &str = "name a run, a checkpoint of it, or a Hugging Face directory with config.json \
+                        and model.safetensors";
+    if !path.is_file() {
+        let dir = path.parent().unwrap_or(path);
+        let what = if dir.exists() { "no config.json here" } else { "there is no such directory" };
+        return Err(Error::damaged(what).at(dir.display()).hint(HINT));
+    }
     serde_json::from_str(&files::read_text(path)?).map_err(|e| {
         Error::damaged(format!("not a model's configuration: {e}"))
             .at(format!("{}:{}", path.display(), e.line()))
-            .hint("name a Hugging Face directory with config.json and model.safetensors")
+            .hint(HINT)
     })
 }
 
@@ -133,8 +140,12 @@ impl Shape {
             (_, None, Some(dir)) => dir.clone(),
             (_, None, None) => tokenizer_dir(sections)?,
         };
-        let mut tokenizer = TextTokenizer::open(&home)?;
+        // First what is wrong with the directory as a whole, then its tokenizer.
+        if let Some(dir) = &weights {
+            refuse_pickle(dir)?;
+        }
         let mut config = configured(sections, weights.as_deref())?;
+        let mut tokenizer = TextTokenizer::open(&home)?;
         if weights.is_none() && !sections.model.given.contains_key("vocab_size") {
             config.vocab_size = tokenizer.vocab_size() as i64;
             let special = tokenizer.special();
@@ -372,6 +383,7 @@ fn checkpoint_files(shape: &Shape, head: Head, purpose: &Purpose) -> Result<Vec<
 
 /// What the model of a checkpoint was trained for.
 pub fn read_purpose(dir: &Path) -> Result<Purpose> {
+    refuse_pickle(dir)?;
     let path = dir.join(PURPOSE);
     if !path.exists() {
         return Err(Error::damaged("this is no model that the recipe alloy has trained")
