@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod alloy;
 mod caches;
 mod configurations;
 mod data;
