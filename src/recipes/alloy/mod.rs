@@ -242,6 +242,8 @@ fn prepare(sections: &Sections, session: &Session) -> Result<()> {
         }
         files::write_text(&dir.join(MADE_FROM), &tokenizer_stamp(sections)?)?;
         console.line(&format!("tokenizer: {} in {}", tokenizer.describe(), dir.display()));
+    } else if alloy.is_ready_made() {
+        console.line("samples and tokenizer are given ready: there is nothing to prepare");
     }
     Ok(())
 }

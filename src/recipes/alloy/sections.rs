@@ -4,7 +4,7 @@ use super::table::config::{AlloyDataset, TextSection};
 use crate::config::{
     ConfigFile, Dataset, Distributed, Masking, Run, Section, Training, UserPath, probability,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
 use crate::models::bert::{BertConfig, KEYS};
 use crate::nn::freeze::Freeze;
 use crate::recipes::Session;
@@ -150,8 +150,9 @@ impl Sections {
         ])?;
         let (dataset, alloy) = config.read_with::<Dataset, AlloyDataset>()?;
         let (masking, replacement) = config.read_with::<Masking, Replacement>()?;
+        known_model_keys(&config)?;
         let own: Own = config.section_without("model", KEYS)?;
-        // Unknown keys are refused here; which of them are there matters later.
+        // Wrong values are refused here; which keys are there matters later.
         let _: BertConfig = config.section_without("model", &["init_from", "tokenizer"])?;
         let given = config.section_without("model", &["init_from", "tokenizer"])?;
         let shared =
@@ -233,6 +234,20 @@ impl Sections {
         session.agree_on(&self.resolved()?)?;
         self.shared.compute(session, stored_threads)
     }
+}
+
+/// Refuses a key of `model` that is neither Hugging Face's nor this recipe's.
+fn known_model_keys(config: &ConfigFile) -> Result<()> {
+    let known = || ["init_from", "tokenizer"].into_iter().chain(KEYS.iter().copied());
+    let given: Map<String, Value> = config.section("model")?;
+    let Some(key) = given.keys().find(|key| !known().any(|own| own == key.as_str())) else {
+        return Ok(());
+    };
+    let near = nearest(key, known()).map_or(String::new(), |near| format!("did you mean {near}? "));
+    let allowed: Vec<&str> = known().collect();
+    Err(Error::usage(format!("unknown key model.{key}"))
+        .at(config.place(&format!("model.{key}")))
+        .hint(format!("{near}allowed: {}", allowed.join(", "))))
 }
 
 /// `stages`: `[train]` where nothing is said.
