@@ -139,11 +139,13 @@ fn tables() {
                 "dataset.val_size: no row is left to train on | 48 rows",
             ),
             case(
-                "a fraction that is no row",
+                "a part without a composition",
                 2,
-                "run c.yaml --set dataset.val_size=0.1",
-                |d| d.write("alloys.csv", table(4)),
-                "dataset.val_size: the val part is empty | 4 rows",
+                "run c.yaml --set dataset.val_size=0.15",
+                |d| {
+                    d.write("alloys.csv", format!("{HEADER}{}", "a,Fe1,CAST,1,300,FCC\n".repeat(3)))
+                },
+                "dataset.val_size: the val part is empty | 0.15 of 3 rows of 1 compositions",
             ),
             odd("a BOM", |d| d.write("alloys.csv", format!("\u{feff}{}", d.read("alloys.csv")))),
             odd("Windows line ends", |d| {
@@ -237,12 +239,6 @@ fn configurations_of_alloys() {
                 "run c.yaml --set dataset.val_data=alloys.csv",
                 "dataset.train_data | val_data is given, and train_data is not",
             ),
-            refused(
-                "a table as ready samples",
-                "prepare c.yaml --set dataset.val_data=alloys.csv --set dataset.train_data=alloys.csv \
-                 --set model.tokenizer=x",
-                "dataset.train_data | given ready, there is nothing to prepare",
-            ),
             set(
                 "ready samples without texts",
                 3,
@@ -264,12 +260,17 @@ fn configurations_of_alloys() {
             refused(
                 "a key of another recipe",
                 "run c.yaml --set model.d_model=16",
-                "model.d_model | hidden_size",
+                "unknown key model.d_model | hidden_size",
+            ),
+            refused(
+                "a key with a slip",
+                "run c.yaml --set model.init_form=m",
+                "unknown key model.init_form | did you mean init_from?",
             ),
             refused(
                 "heads that do not divide",
                 "run c.yaml --set model.num_attention_heads=3",
-                "num_attention_heads | hidden_size",
+                "model: num_attention_heads: 3 heads do not cut a width of 32",
             ),
             refused(
                 "more tokens than positions",
@@ -385,9 +386,10 @@ fn models_of_alloys() {
             case(
                 "a tokenizer of another model",
                 2,
-                "run c.yaml --set model.tokenizer=tok --set model.model_type=bert",
+                "run c.yaml --set model.tokenizer=tok --set model.model_type=bert \
+                 --set model.vocab_size=3000",
                 small_tokenizer,
-                "tok | does not fit the model | 300 | 40",
+                "tok | does not fit the model: only 40 of the model's 3000",
             ),
             case(
                 "a model that a tokenizer outgrows",

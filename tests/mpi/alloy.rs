@@ -54,7 +54,8 @@ fn faulty(scratch: &Scratch, name: &str, ranks: usize, fault: &str) -> Ended {
     scratch.start(&command, &args).wait()
 }
 
-/// Both stages with every checkpoint, figures and predictions, to the byte.
+/// Both stages with every checkpoint, figures and predictions, to the byte. A stop leaves a checkpoint
+/// more in `b`, where it was.
 fn assert_same(a: &Path, b: &Path, what: &str) {
     for (stage, steps) in [("pretrain", 4), ("", MAIN_STEPS)] {
         let (a, b) = (a.join(stage), b.join(stage));
@@ -62,7 +63,6 @@ fn assert_same(a: &Path, b: &Path, what: &str) {
         assert_same_run(&a, &b, &what);
         let names = entries(&a.join("checkpoints"));
         assert!(names.contains(&format!("step_{steps:08}")), "{what}: {names:?}");
-        assert_eq!(names, entries(&b.join("checkpoints")), "{what}");
         for name in names {
             let own = Path::new("checkpoints").join(&name);
             let own = own.to_str().unwrap();
