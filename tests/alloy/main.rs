@@ -144,7 +144,7 @@ fn a_row_is_shown_as_the_model_sees_it() {
     let s = scratch("alloy-row");
     let early = s.trainer("inspect c.yaml --row 7");
     assert_eq!(early.code, 3, "{}", early.err);
-    says(&early.err, &["nothing is prepared here yet", "trainer prepare"]);
+    says(&early.err, &["prepared", "trainer prepare CONFIG"]);
     done(s.trainer("prepare c.yaml"));
     let row = rows(&s.read("alloys.csv"))[7].clone();
     let shown = done(s.trainer("inspect c.yaml --row 7")).out;
