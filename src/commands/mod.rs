@@ -93,7 +93,7 @@ pub enum Command {
     },
     /// Measure a checkpoint on the validation and test parts.
     Evaluate(ModelArgs),
-    /// Apply a checkpoint to new data: probabilities as CSV, hidden states as .h5.
+    /// Apply a checkpoint to new data: values, classes or probabilities as CSV, hidden states as .h5.
     Predict {
         #[command(flatten)]
         model: ModelArgs,
