@@ -31,7 +31,7 @@ use std::io::{self, BufRead};
 use std::path::Path;
 
 /// A file of the user's that opened but could not be read to its end, be it for a broken gzip.
-fn read_failed(path: &Path, err: &io::Error) -> Error {
+pub fn read_failed(path: &Path, err: &io::Error) -> Error {
     match err.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => {
             Error::data(format!("the compressed file is cut short or damaged ({err})"))

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::torch::{Params, WeightFile};
 use crate::train::evaluate::{Evaluation, EvaluationPlan, evaluate};
+use crate::train::fit::Plans;
 use crate::train::task::Task;
 use crate::train::{checkpoint, records, run_dir};
 use serde_json::{Map, Value, json};
@@ -71,6 +72,36 @@ pub fn evaluate_part<T: Task>(
         let text = format!("evaluating {} {done}/{total}", plan.part.name());
         session.console.progress(done as u64, total as u64, &text);
     })
+}
+
+/// Writes a checkpoint's loss and figures on the validation and test parts, as JSON.
+pub fn measure<T: Task>(
+    task: &T,
+    (shared, session): (&Shared, &Session),
+    plans: &Plans,
+    checkpoint: &Path,
+    args: &UseArgs,
+) -> Result<()> {
+    let mut results = Map::new();
+    results.insert("checkpoint".into(), json!(checkpoint));
+    for plan in [&plans.val, &plans.test] {
+        if plan.micro_batches.is_empty() {
+            continue;
+        }
+        let evaluation = evaluate_part(task, shared, session, plan)?;
+        let mut one = figures(task, &evaluation);
+        if task.has_perplexity() {
+            let perplexity = one.get("loss").and_then(Value::as_f64).map(f64::exp);
+            one.insert("preplexity".into(), json!(perplexity));
+        }
+        results.insert(plan.part.name().into(), Value::Object(one));
+    }
+    session.console.finish();
+    if session.world.rank() == 0 {
+        write_text(args, &format!("{:#}\n", Value::Object(results)))?;
+        say_written(session, args);
+    }
+    Ok(())
 }
 
 /// The loss and every figure of an evaluation, as JSON.

@@ -22,7 +22,7 @@ fn configurations() {
             2,
             "train c.yaml",
             |d| edit(d, "c.yaml", "max_steps", "max_step"),
-            "c.yaml:18 | unknown key training.max_step | mean max_steps? | allowed: use_esm",
+            "c.yaml:18 | unknown key training.max_step | mean max_steps? | allowed: num_train_epochs",
         ),
         case(
             "a mistyped section",

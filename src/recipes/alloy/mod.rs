@@ -18,7 +18,7 @@ mod table;
 mod task;
 
 use super::running::{self, Stage, Work, in_run_dir, split_record};
-use super::using::{self, say_written, write_text};
+use super::using;
 use super::{Recipe, Session, Shared, Touched, UseArgs};
 use crate::config::ConfigFile;
 use crate::data::tokenizer::TextTokenizer;
@@ -28,7 +28,7 @@ use crate::progress;
 use crate::report::step_line::{count, duration, rate};
 use crate::torch::Params;
 use sections::{Sections, StageName};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use setup::{Origin, Purpose, Shape, Texts};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -326,19 +326,5 @@ fn measure(sections: &Sections, session: &Session, args: &UseArgs) -> Result<()>
     let model =
         comm.together(|| shape.model(sections, &origin, head, &compute, &session.console))?;
     let task = setup::task(sections, &shape, model, (goal, purpose), texts.parts.clone())?;
-    let mut results = Map::new();
-    results.insert("checkpoint".into(), json!(checkpoint));
-    for plan in [&plans.val, &plans.test] {
-        if !plan.micro_batches.is_empty() {
-            let evaluation = using::evaluate_part(&task, shared, session, plan)?;
-            let one = using::figures(&task, &evaluation);
-            results.insert(plan.part.name().into(), Value::Object(one));
-        }
-    }
-    session.console.finish();
-    if comm.rank() == 0 {
-        write_text(args, &format!("{:#}\n", Value::Object(results)))?;
-        say_written(session, args);
-    }
-    Ok(())
+    using::measure(&task, (shared, session), &plans, &checkpoint, args)
 }

@@ -18,7 +18,7 @@ mod task;
 
 use super::running::{self, Stage, Work, in_run_dir};
 use super::session::Compute;
-use super::using::{self, say_written, write_text};
+use super::using;
 use super::{Recipe, Session, Shared, Touched, UseArgs};
 use crate::config::{ConfigFile, Dataset, Esm, OverLength};
 use crate::dist::heartbeat::HEARTBEATS;
@@ -31,7 +31,7 @@ use crate::train::fit::Plans;
 use crate::train::task::Part;
 use samples::Samples;
 use sections::{Sections, Source};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use setup::Setup;
 use std::path::Path;
 
@@ -223,24 +223,7 @@ fn measure(sections: &Sections, session: &Session, args: &UseArgs) -> Result<()>
     let task = setup.task(sections, comm)?;
     let checkpoint = using::find_checkpoint(shared, session, args)?;
     setup::init_from(&task.params, &checkpoint)?;
-    let mut results = Map::new();
-    results.insert("checkpoint".into(), json!(checkpoint));
-    for plan in [&plans.val, &plans.test] {
-        if plan.micro_batches.is_empty() {
-            continue;
-        }
-        let evaluation = using::evaluate_part(&task, shared, session, plan)?;
-        let mut one = using::figures(&task, &evaluation);
-        let perplexity = one.get("loss").and_then(Value::as_f64).map(f64::exp);
-        one.insert("preplexity".into(), json!(perplexity));
-        results.insert(plan.part.name().into(), Value::Object(one));
-    }
-    session.console.finish();
-    if comm.rank() == 0 {
-        write_text(args, &format!("{:#}\n", Value::Object(results)))?;
-        say_written(session, args);
-    }
-    Ok(())
+    using::measure(&task, (shared, session), &plans, &checkpoint, args)
 }
 
 /// The samples of each part, for lines.

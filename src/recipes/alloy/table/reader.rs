@@ -1,6 +1,7 @@
 //! Reads a table row by row, in memory that does not depend on its length: CSV with commas,
 //! semicolons or tabs, any of them gzipped.
 
+use crate::data::read_failed;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::progress;
@@ -186,17 +187,6 @@ fn delimiter_name(delimiter: u8) -> &'static str {
         b';' => "semicolons",
         b'\t' => "tabs",
         _ => "commas",
-    }
-}
-
-fn read_failed(path: &Path, err: &io::Error) -> Error {
-    match err.kind() {
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => {
-            Error::data(format!("the compressed file is cut short or damaged ({err})"))
-                .at(path.display())
-                .hint("`gzip -t` tests it; copy or download it again")
-        }
-        _ => Error::read(path, err),
     }
 }
 
