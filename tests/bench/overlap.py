@@ -35,7 +35,7 @@ def link(gbit):
 
 
 def main():
-    args = arguments(__doc__, repetitions=15, layers=4, d_model=768, batch=2, length=128, micro_batches=1, gbit=2)
+    args = arguments(__doc__, repetitions=15, layers=4, d_model=768, batch=6, length=192, micro_batches=1, gbit=2)
     if args.peer_only:
         return print(f"# {Path(__file__).stem}: nothing to measure without our build")
     record = header("sum of gradients during backward, 2 ranks")

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::progress;
 use csv::{Position, StringRecord};
-use std::io::{self, BufRead};
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
 const DELIMITERS: [u8; 3] = [b',', b';', b'\t'];
