@@ -28,11 +28,12 @@ use crate::progress;
 use crate::report::step_line::{count, duration, rate};
 use crate::torch::Params;
 use sections::{Sections, StageName};
-use serde_json::json;
+use serde_json::{Value, json};
 use setup::{Origin, Purpose, Shape, Texts};
 use std::collections::BTreeMap;
 use std::path::Path;
 use table::columns::{Columns, Role};
+use table::output::Layout;
 use table::reader::TableReader;
 use table::samples::{self, Samples, read_samples};
 use table::{prepare, rows};
@@ -245,7 +246,40 @@ fn prepare(sections: &Sections, session: &Session) -> Result<()> {
     } else if alloy.is_ready_made() {
         console.line("samples and tokenizer are given ready: there is nothing to prepare");
     }
-    Ok(())
+    tell_truncation(sections, session)
+}
+
+/// Says how many texts the model cannot read to their end, in the report too. Of long tables a part
+/// of the texts is looked at.
+fn tell_truncation(sections: &Sections, session: &Session) -> Result<()> {
+    let alloy = &sections.alloy;
+    let shape = Shape::open(sections, &Origin::Configured)?;
+    let (mut seen, mut cut) = (0u64, 0u64);
+    for text in samples::training_texts(alloy)? {
+        progress::tick()?;
+        seen += 1;
+        cut += u64::from(shape.encode(&text?)?.1);
+    }
+    let share = cut as f64 / seen.max(1) as f64;
+    let line = format!(
+        "  {} of {} training texts ({:.1} %) are longer than {} tokens and cut",
+        count(cut),
+        count(seen),
+        100.0 * share,
+        shape.longest
+    );
+    session.console.line(&line);
+    if alloy.is_ready_made() {
+        return Ok(());
+    }
+    let layout = Layout::new(alloy, &alloy.picked()?);
+    let (text, json) = (layout.report("txt"), layout.report("json"));
+    files::write_text(&text, &format!("{}\n{line}\n", files::read_text(&text)?.trim_end()))?;
+    let mut report: Value = serde_json::from_str(&files::read_text(&json)?)
+        .map_err(|e| Error::bug(format!("{}: {e}", json.display())))?;
+    report["truncation"] =
+        json!({"texts": seen, "cut": cut, "share": share, "tokens": shape.longest});
+    files::write_text(&json, &format!("{report:#}\n"))
 }
 
 /// Tokenizer, samples and tokens.
