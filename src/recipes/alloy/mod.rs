@@ -28,7 +28,7 @@ use crate::progress;
 use crate::report::step_line::{count, duration, rate};
 use crate::torch::Params;
 use sections::{Sections, StageName};
-use serde_json::{Value, json};
+use serde_json::json;
 use setup::{Origin, Purpose, Shape, Texts};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -249,8 +249,8 @@ fn prepare(sections: &Sections, session: &Session) -> Result<()> {
     tell_truncation(sections, session)
 }
 
-/// Says how many texts the model cannot read to their end, in the report too. Of long tables a part
-/// of the texts is looked at.
+/// Says how many texts the model cannot read to their end, and writes it beside the report. Of long
+/// tables a part of the texts is looked at.
 fn tell_truncation(sections: &Sections, session: &Session) -> Result<()> {
     let alloy = &sections.alloy;
     let shape = Shape::open(sections, &Origin::Configured)?;
@@ -272,14 +272,10 @@ fn tell_truncation(sections: &Sections, session: &Session) -> Result<()> {
     if alloy.is_ready_made() {
         return Ok(());
     }
-    let layout = Layout::new(alloy, &alloy.picked()?);
-    let (text, json) = (layout.report("txt"), layout.report("json"));
-    files::write_text(&text, &format!("{}\n{line}\n", files::read_text(&text)?.trim_end()))?;
-    let mut report: Value = serde_json::from_str(&files::read_text(&json)?)
-        .map_err(|e| Error::bug(format!("{}: {e}", json.display())))?;
-    report["truncation"] =
-        json!({"texts": seen, "cut": cut, "share": share, "tokens": shape.longest});
-    files::write_text(&json, &format!("{report:#}\n"))
+    // Beside the report: the stamp of what was prepared holds for the report's bytes.
+    let path = Layout::new(alloy, &alloy.picked()?).dir().join("truncation.json");
+    let told = json!({"texts": seen, "cut": cut, "share": share, "tokens": shape.longest});
+    files::write_text(&path, &format!("{told:#}\n"))
 }
 
 /// Tokenizer, samples and tokens.
