@@ -8,33 +8,11 @@ use super::report::Report;
 use super::samples::{Samples, read_samples};
 use super::target::Target;
 use crate::config::{ConfigFile, Dataset, Size, UserPath};
+pub use crate::data::table::tests::Scratch;
 use crate::error::Result;
 use csv::StringRecord;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-/// A directory of its own for a test, removed at the end.
-pub struct Scratch(pub PathBuf);
-
-impl Scratch {
-    pub fn new(name: &str) -> Scratch {
-        let name = format!("trainer-alloy-{name}-{}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&dir).unwrap();
-        Scratch(dir)
-    }
-
-    pub fn file(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
-        std::fs::write(self.0.join(name), text).unwrap();
-        self.0.join(name)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 /// The MPEA table, if the environment says where real files are.
 pub fn mpea(test: &str) -> Option<PathBuf> {

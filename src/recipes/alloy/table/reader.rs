@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn only_the_first_rows() {
-        let dir = Scratch::new("first");
+        let dir = Scratch::new("alloy-first");
         let mut reader =
             TableReader::open(&dir.file("t.csv", "a,b\n1,2\n3,4\n5,6\n"), Some(2)).unwrap();
         let mut record = StringRecord::new();

@@ -462,7 +462,7 @@ fn bad_input_is_named_with_its_remedy() {
 
 #[test]
 fn a_mapping_says_the_parts() {
-    let dir = Scratch::new("mapping");
+    let dir = Scratch::new("alloy-mapping");
     let table = small(&dir, "t.csv", "");
     let parts: BTreeMap<String, &str> =
         (0..60).map(|i| (format!("a{i}"), ["train", "val", "test"][i % 3])).collect();
